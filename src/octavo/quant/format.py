@@ -1,0 +1,46 @@
+"""The Format contract: how a logical matrix is stored as a few named arrays, and how many bytes that is.
+
+A format is an object stored with the weights, never guessed from a name. Arrays are numpy, in the logical
+layout (rows of the matrix, in order; layout id `ref-1`); a runner's own layout is made from these.
+Shape letters: N output rows, K input columns, G group size; groups = ceil(K / G).
+
+| format   | arrays                                                                        | weight =           |
+|----------|-------------------------------------------------------------------------------|--------------------|
+| plain    | values [N, K] f32 / f16 / bf16 (as uint16 bit patterns)                       | values             |
+| affine 8 | codes int8 [N, K]; scales [N, groups]; minimums or zeros [N, groups] or none  | see `Affine`       |
+| affine 4 | codes uint8 [N, ceil(K / 2)], low nibble = even column; the rest as above     |                    |
+| codebook | codes as affine; absmax [N, groups] (flat), table [16 | 256]                  | table[code] absmax |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Packed = Mapping[str, "np.ndarray"]
+
+
+class Format(Protocol):
+    """A frozen dataclass (Plain, Affine, later Codebook); runners dispatch on its class and fields."""
+
+    @property
+    def name(self) -> str:
+        """What a user sees: int8, llm-int8, q4_1, bf16, ..."""
+
+    def pack(self, weight: np.ndarray) -> dict[str, np.ndarray]:
+        """float32 [N, K] -> arrays. Raises ModelFormatError where a value is not finite."""
+
+    def unpack(self, packed: Packed, columns: int) -> np.ndarray:
+        """Arrays -> float32 [N, columns], bit-equal to the dequantizer of the library that defined the format."""
+
+    def select_rows(self, packed: Packed, rows: np.ndarray | slice) -> dict[str, np.ndarray]:
+        """The packed form of weight[rows]: exact, since no format mixes rows."""
+
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Bytes of the packed arrays of a [rows, columns] matrix."""
+
+    def to_manifest(self) -> dict[str, Any]:
+        """JSON-able description; `octavo.quant.format_from_manifest` is its inverse."""

@@ -1,0 +1,154 @@
+"""The Runner contract: what the engine asks of a device, and the values they exchange.
+
+A runner owns device memory, the paged KV cache and the slots. The engine decides (which sequence, which
+pages, which slot), the runner computes. `forward` and `sample` queue work and return handles, so the host
+can read token n while forward n+1 runs. Shape letters: B sequences, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from octavo.types import Sampling, TokenLogprob
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ResultT = TypeVar("ResultT", covariant=True)
+
+
+class Handle(Protocol[ResultT]):
+    """Work that was queued on a device."""
+
+    def done(self) -> bool:
+        """True once `result` would not wait."""
+
+    def result(self) -> ResultT:
+        """Wait for the work and return it; raises what it raised. May be called again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """All a runner needs to go on with a sequence from scratch: the engine opens and rebuilds slots with it."""
+
+    token_ids: Sequence[int]
+    """Prompt and generated tokens so far; the last one is what a decode step feeds."""
+    prompt_tokens: int
+    """How many of `token_ids` are the prompt (penalties count the rest apart)."""
+    sampling: Sampling
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive tokens of one sequence in one forward pass."""
+
+    slot: int
+    start: int
+    """Position of the first token; keys and values before it are already in the pages."""
+    token_ids: tuple[int, ...] | None
+    """A prefill chunk's ids; None: the one token last sampled in this slot, which may still be on the device."""
+    page_tables: tuple[tuple[int, ...], ...]
+    """For each KV group, the page of tokens [32 i, 32 i + 32); -1 where the group no longer needs it."""
+    sample: bool
+    """Keep the last row's logits for `sample`."""
+    targets: tuple[int, ...] | None = None
+    """Prompt logprobs: for each row the id whose logprob is wanted, i.e. the next prompt token; -1 for none."""
+    top_logprobs: int = 0
+    """How many most probable tokens to return beside each target."""
+
+    @property
+    def tokens(self) -> int:
+        return 1 if self.token_ids is None else len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardResult:
+    """One entry a chunk."""
+
+    prompt_logprobs: tuple[tuple[TokenLogprob, ...] | None, ...]
+    """None where the chunk had no targets; rows with target -1 are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    token_id: int
+    """-1 where the row's logits were not finite: the request fails, its neighbours do not."""
+    logprob: TokenLogprob | None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """One entry for each chunk of the batch with `sample` set, in order."""
+
+    tokens: tuple[Sampled, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerInfo:
+    """What a runner is and guarantees; shown by `explain` and `info()`."""
+
+    name: str
+    device: str
+    layout: str
+    """Packed layout id, part of the cache key: ref-1, cpu-r8-1, cuda-b64-1, ..."""
+    compute_dtype: str
+    kv_dtype: str
+    max_slots: int
+    kv_pages: tuple[int, ...]
+    """Pages in each KV group, in the order of `ModelSpec.kv_groups`."""
+    batch_invariant: bool
+    """Tokens and logprobs of a sequence are bit-equal alone and in any batch."""
+    chunk_invariant: bool
+    """... and however its prompt is cut into chunks, or found in the prefix cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Since load. A compiled step after warm-up changes none of `captures`, `recompiles`, `eager_steps`."""
+
+    graphs: int = 0
+    captures: int = 0
+    recompiles: int = 0
+    eager_steps: int = 0
+
+
+class Runner(Protocol):
+    """Not thread-safe: one engine thread calls it.
+
+    Pages, slots and adapters may be reused only after the last step queued on them is done. A fault in one
+    chunk must not change another chunk's results.
+    """
+
+    @property
+    def info(self) -> RunnerInfo: ...
+
+    def open_slot(self, slot: int, state: SlotState) -> None:
+        """Bind a sequence to a free slot, or rebuild its state (after preemption)."""
+
+    def close_slot(self, slot: int) -> None: ...
+
+    def forward(self, batch: Batch) -> Handle[ForwardResult]:
+        """Queue the model for every chunk; writes their keys and values into their pages."""
+
+    def sample(self, batch: Batch, masks: Mapping[int, np.ndarray] | None = None) -> Handle[SampleResult]:
+        """Queue sampling for the chunks of the batch just forwarded that have `sample` set.
+
+        The sampled token becomes the slot's last token. `masks`: slot -> uint32 [ceil(V / 32)], bit i % 32
+        of word i // 32 set where token i is allowed.
+        """
+
+    def memory(self) -> Mapping[str, int]:
+        """Bytes held now, by part: weights, kv, activations, ..."""
+
+    def counters(self) -> Counters: ...
+
+    def close(self) -> None:
+        """Give all memory back. Idempotent."""

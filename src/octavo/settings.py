@@ -1,0 +1,65 @@
+"""What the user said: `Settings` (which model, where and how) and `SamplingParams` (how to sample).
+
+Frozen dataclasses whose fields are the single source of the command line's flags, the OCTAVO_* variables,
+the keys of octavo.toml and the server's defaults; `help` metadata is the flag's help text. None means "not
+said": the model's own value or a default applies, and `octavo.validate` decides which and checks ranges.
+Reading the environment and octavo.toml is `octavo.cli.configuration`'s work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+QuantName = Literal["auto", "none", "int8", "llm-int8"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _option(default: Any, help: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": help, **more})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """How to load a model. Every field has a flag, an OCTAVO_ variable and an octavo.toml key of its name."""
+
+    model: str | None = _option(
+        None, "Hub id, folder, .gguf file or name from octavo.toml [default: SmolLM2-135M-Instruct]."
+    )
+    revision: str | None = _option(None, "Hub revision: branch, tag or commit.")
+    quant: QuantName = _option("auto", "Weight format: auto is as stored if already quantized, else int8.")
+    device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps.")
+    dtype: DtypeName = _option("auto", "Compute type: auto, float32, bfloat16 or float16.")
+    context: int | None = _option(None, "Context in tokens [default: the model's, at most 8192, what fits].")
+    max_sequences: int = _option(1, "Sequences generated together.")
+    threads: int | None = _option(None, "CPU threads [default: physical cores].")
+    offline: bool = _option(False, "Use only what is already on this machine.")
+    cache_dir: Path | None = _option(
+        None, "Folder of packed weights [default: the platform's cache folder].", env="OCTAVO_CACHE"
+    )
+    cache: bool = _option(True, "Keep packed weights on disk for the next start.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """How to sample. None: the model's generation_config, else the law's neutral value.
+
+    `max_new_tokens` None: 256 in generate, what is left of the context in chat.
+    """
+
+    max_new_tokens: int | None = _option(None, "Most tokens to generate.")
+    temperature: float | None = _option(None, "0 is greedy.")
+    top_k: int | None = _option(None, "Keep the k most probable tokens; 0 is off.")
+    top_p: float | None = _option(None, "Keep the smallest set with this probability.")
+    min_p: float | None = _option(None, "Drop tokens below this share of the best one's probability.")
+    repetition_penalty: float | None = _option(None, "Over prompt and answer; 1 is off.")
+    presence_penalty: float | None = _option(None, "Over the answer; 0 is off.")
+    frequency_penalty: float | None = _option(None, "Over the answer; 0 is off.")
+    logit_bias: Mapping[int, float] | None = _option(None, "Added to tokens' logits.", cli=False)
+    seed: int | None = _option(None, "Same seed, same tokens [default: drawn and reported].")
+    stop: tuple[str, ...] = _option((), "Stop at this text; may be repeated.")
+    stop_token_ids: tuple[int, ...] = _option((), "More ids to stop at.", cli=False)
+    ignore_eos: bool = _option(False, "Go on past the model's own stop tokens.")
+    logprobs: int | None = _option(None, "Return logprobs of the token and of this many alternatives.")
