@@ -88,6 +88,13 @@ class ModelSource:
     """Facts the user should see, e.g. "full precision here is the dequantized Q4_1 file"."""
 
 
+class Progress(Protocol):
+    """Called as long work advances; `total_bytes` is None where it is not known."""
+
+    def __call__(self, stage: str, done_bytes: int, total_bytes: int | None) -> None:
+        """`stage` is a short verb phrase a person reads: "downloading", "packing int8", "loading"."""
+
+
 # --- what goes into the engine ---------------------------------------------------------------------
 
 

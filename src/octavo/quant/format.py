@@ -14,8 +14,11 @@ Shape letters: N output rows, K input columns, G group size; groups = ceil(K / G
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from octavo.models.parameters import Parameter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,3 +47,25 @@ class Format(Protocol):
 
     def to_manifest(self) -> dict[str, Any]:
         """JSON-able description; `octavo.quant.format_from_manifest` is its inverse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Parameters a layout stores together, because its kernels read them together (q, k and v, say)."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+
+
+class Layout(Protocol):
+    """How a runner wants packed arrays arranged in memory. Never depends on a tunable."""
+
+    @property
+    def id(self) -> str:
+        """Part of the packed cache's key: ref-1, cpu-r8-1, ..."""
+
+    def bundles(self, parameters: Sequence[Parameter]) -> tuple[Bundle, ...]:
+        """A partition of the parameters, in load order."""
+
+    def arrange(self, bundle: Bundle, packed: Sequence[tuple[Format, Packed]]) -> dict[str, np.ndarray]:
+        """The arrays to store for this bundle, from its parameters' logical arrays, in order."""

@@ -11,10 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from octavo.models.parameters import Parameter
+from octavo.models.spec import ModelSpec
+from octavo.quant.format import Format, Layout
 from octavo.types import Sampling, TokenLogprob
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from octavo.weights import WeightStore
 
 ResultT = TypeVar("ResultT", covariant=True)
 
@@ -152,3 +157,42 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Give all memory back. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerConfig:
+    """What a `LoadPlan` settles about a runner before it is built."""
+
+    device: str
+    """cpu, cuda:N or mps."""
+    compute_dtype: str
+    """float32, bfloat16 or float16."""
+    kv_dtype: str
+    context_tokens: int
+    max_slots: int
+    kv_pages: tuple[int, ...]
+    """Pages in each KV group, in the order of `ModelSpec.kv_groups`."""
+    prefill_chunk_tokens: int
+    """Most tokens of one chunk: bounds activations, and the pages a window group needs."""
+    threads: int | None = None
+
+
+class RunnerKind(Protocol):
+    """A runner that could be chosen: cheap to ask, imports its heavy libraries only in `create`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def declines(self, spec: ModelSpec, formats: Sequence[Format], config: RunnerConfig) -> str | None:
+        """Why this runner cannot take this model, in words for the user; None: it can."""
+
+    def weight_bytes(self, parameter: Parameter, format: Format, config: RunnerConfig) -> int:
+        """Bytes this runner holds for one parameter once loaded, beside the packed cache's mapped pages."""
+
+    def activation_bytes(self, spec: ModelSpec, config: RunnerConfig) -> int:
+        """Most bytes of activations, logits and workspaces in a step."""
+
+    def create(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> Runner: ...
