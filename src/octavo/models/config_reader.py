@@ -1,0 +1,111 @@
+"""Reading a Hugging Face config strictly: every key is used, known to change nothing, or an error.
+
+A family takes the keys it understands; `finish` then refuses whatever is left that might change the
+arithmetic. The price is that a new key needs a line here or in a family; the gain is that none is ever
+silently ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from octavo.errors import ModelFormatError, UnsupportedConfigError
+
+_INERT = frozenset(
+    """
+    architectures model_type auto_map name_or_path torch_dtype dtype use_cache initializer_range
+    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id unk_token_id
+    attention_dropout hidden_dropout embd_dropout resid_dropout dropout
+    pretraining_tp id2label label2id problem_type task_specific_params
+    is_decoder is_encoder_decoder add_cross_attention tie_encoder_decoder cross_attention_hidden_size
+    chunk_size_feed_forward output_attentions output_hidden_states output_scores return_dict
+    return_dict_in_generate torchscript finetuning_task tokenizer_class prefix suffix
+    do_sample early_stopping max_length min_length num_beams num_beam_groups diversity_penalty
+    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id
+    forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
+    begin_suppress_tokens use_bfloat16 tf_legacy_loss pruned_heads attn_implementation
+    is_llama_config rope_interleaved cache_implementation
+    """.split()
+)
+"""Keys of training, generation defaults (read elsewhere) and bookkeeping. `rope_interleaved` and
+`is_llama_config` stand in SmolLM2's config; transformers reads neither."""
+
+
+class ConfigReader:
+    """One config, with a record of which keys were taken.
+
+    Getters raise ModelFormatError where a key is missing or of the wrong type; `unsupported` makes the
+    error for a value we cannot say in a ModelSpec.
+    """
+
+    def __init__(self, config: Mapping[str, Any], family: str) -> None:
+        self._config = config
+        self._family = family
+        self._taken: set[str] = set()
+
+    def has(self, key: str) -> bool:
+        """Present and not null."""
+        return self._config.get(key) is not None
+
+    def raw(self, key: str, default: Any = None) -> Any:
+        self._taken.add(key)
+        value = self._config.get(key)
+        return default if value is None else value
+
+    def integer(self, key: str, default: int | None = None, *, most: int = 1 << 31) -> int:
+        value = self.raw(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise self._malformed(key, value, f"a whole number from 1 to {most}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.raw(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise self._malformed(key, value, "a finite number")
+        return float(value)
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        value = self.number(key, default)
+        if value <= 0:
+            raise self._malformed(key, value, "a number above 0")
+        return value
+
+    def optional_positive(self, key: str) -> float | None:
+        return self.positive(key) if self.has(key) else self.raw(key)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.raw(key, default)
+        if not isinstance(value, bool):
+            raise self._malformed(key, value, "true or false")
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self.raw(key, default)
+        if not isinstance(value, str):
+            raise self._malformed(key, value, "a string")
+        return value
+
+    def unsupported(self, key: str, why: str) -> UnsupportedConfigError:
+        return UnsupportedConfigError(
+            f"{self._family} config: {key} = {self._config.get(key)!r} {why}",
+            remedy="Octavo refuses what it cannot compute exactly; choose a checkpoint without this feature.",
+            key=key,
+        )
+
+    def finish(self) -> None:
+        """Raise UnsupportedConfigError naming the first key nobody took that could change the result."""
+        for key, value in self._config.items():
+            known = key in self._taken or key in _INERT or key.startswith(("_", "transformers"))
+            # A feature that is switched off (null, false, 0, empty) changes nothing, whatever it is.
+            if not known and value not in (None, False, 0, "", [], {}):
+                raise self.unsupported(key, "is not a key this family is known to compute with")
+
+    def _malformed(self, key: str, value: object, expected: str) -> ModelFormatError:
+        found = "is missing" if value is None else f"is {value!r:.80}"
+        return ModelFormatError(
+            f"{self._family} config: {key} {found}; expected {expected}",
+            remedy="Fetch the checkpoint again, or compare its config.json with the original.",
+        )

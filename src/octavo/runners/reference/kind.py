@@ -1,0 +1,44 @@
+"""What the reference runner asks for before it is built. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from octavo.models.parameters import Parameter
+from octavo.models.spec import ModelSpec
+from octavo.quant.logical_layout import REF1
+from octavo.quant.format import Format, Layout
+from octavo.runners.base import Runner, RunnerConfig
+from octavo.runners.reference.limits import activation_bytes
+
+if TYPE_CHECKING:
+    from octavo.weights import WeightStore
+
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class ReferenceKind:
+    """Plain torch on any device: exact, simple, and as large as full precision."""
+
+    name = "reference"
+    layout: Layout = REF1
+
+    def declines(self, spec: ModelSpec, formats: Sequence[Format], config: RunnerConfig) -> str | None:
+        return None
+
+    def weight_bytes(self, parameter: Parameter, format: Format, config: RunnerConfig) -> int:
+        """Matrices are held dequantized in the compute dtype, vectors in fp32."""
+        item_bytes = 4 if parameter.role == "vector" else _DTYPE_BYTES[config.compute_dtype]
+        return math.prod(parameter.shape) * item_bytes
+
+    def activation_bytes(self, spec: ModelSpec, config: RunnerConfig) -> int:
+        return activation_bytes(spec, config)
+
+    def create(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> Runner:
+        from octavo.runners.reference.runner import ReferenceRunner
+
+        runner = ReferenceRunner(spec, weights, config)
+        weights.close()  # all of it is copied
+        return runner

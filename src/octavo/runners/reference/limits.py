@@ -1,0 +1,29 @@
+"""Bounds on the reference runner's temporaries, and the activation bytes they add up to. Imports no torch."""
+
+from __future__ import annotations
+
+from octavo.models.spec import ModelSpec
+from octavo.runners.base import RunnerConfig
+
+SCORES_BLOCK_BYTES = 32 << 20
+"""Most bytes of attention scores at once: queries are taken in blocks so that long contexts cost no square."""
+
+LOGITS_BLOCK_ROWS = 64
+"""Rows of logits at once where every prompt row's are wanted."""
+
+
+def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
+    """Most bytes alive beside weights and KV in one step: one chunk's fp32 tensors, scores and logits."""
+    tokens = min(config.prefill_chunk_tokens, config.context_tokens)
+    widest = 0
+    for layer in spec.layers:
+        mixer, ffn = layer.mixer, layer.ffn
+        projections = (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim
+        # Attention holds q, k, v before and after rope, its fp32 keys and values, and two copies of a block
+        # of scores; the MLP holds gate, up, the activated gate and their product.
+        keys = 2 * config.context_tokens * mixer.kv_heads * mixer.head_dim
+        scores = 2 * min(SCORES_BLOCK_BYTES // 4, tokens * mixer.heads * config.context_tokens)
+        widest = max(widest, 2 * tokens * projections + keys + scores, tokens * 4 * ffn.hidden_size)
+    residual = 4 * tokens * spec.hidden_size
+    logits = (3 * LOGITS_BLOCK_ROWS + config.max_slots) * spec.vocab_size
+    return 4 * (residual + widest + logits)

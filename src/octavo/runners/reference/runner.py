@@ -1,0 +1,161 @@
+"""The Runner contract over `ReferenceModel`: slots, batches and handles.
+
+Synchronous: a handle is done when it is returned. Every chunk is computed alone, so a sequence's tokens are
+bit-equal alone and in any batch; across different chunkings of a prompt they agree within rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from octavo.models.spec import ModelSpec
+from octavo.runners.base import (
+    Batch,
+    Chunk,
+    Counters,
+    ForwardResult,
+    RunnerConfig,
+    RunnerInfo,
+    Sampled,
+    SampleResult,
+    SlotState,
+)
+from octavo.runners.reference.kv_cache import KVCache
+from octavo.runners.reference.limits import LOGITS_BLOCK_ROWS
+from octavo.runners.reference.model import ReferenceModel
+from octavo.runners.reference.sampling import logprob_of, sample_row
+from octavo.types import Sampling, TokenLogprob
+
+if TYPE_CHECKING:
+    from octavo.weights import WeightStore
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[ResultT]):
+    """A handle of work that is already finished."""
+
+    value: ResultT
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> ResultT:
+        return self.value
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A sequence's state, advanced by `sample`."""
+
+    token_ids: list[int]
+    prompt_tokens: int
+    sampling: Sampling
+
+
+class ReferenceRunner:
+    def __init__(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> None:
+        self._spec = spec
+        self._config = config
+        self._device = torch.device(config.device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        dtype = getattr(torch, config.compute_dtype)
+        self._model: ReferenceModel | None = ReferenceModel(
+            spec, weights, config.context_tokens, dtype, self._device
+        )
+        self._cache: KVCache | None = KVCache(
+            spec, config.kv_pages, getattr(torch, config.kv_dtype), self._device
+        )
+        self._slots: dict[int, _Slot] = {}
+        self._logits: dict[int, torch.Tensor] = {}
+        self._steps = 0
+
+    @property
+    def info(self) -> RunnerInfo:
+        return RunnerInfo(
+            name="reference",
+            device=self._config.device,
+            layout="ref-1",
+            compute_dtype=self._config.compute_dtype,
+            kv_dtype=self._config.kv_dtype,
+            max_slots=self._config.max_slots,
+            kv_pages=self._config.kv_pages,
+            batch_invariant=True,
+            chunk_invariant=False,
+        )
+
+    def open_slot(self, slot: int, state: SlotState) -> None:
+        if not 0 <= slot < self._config.max_slots or slot in self._slots:
+            raise AssertionError(f"slot {slot} is taken or out of range")
+        # A list of its own: sampled tokens are appended to it.
+        self._slots[slot] = _Slot(list(state.token_ids), state.prompt_tokens, state.sampling)
+
+    def close_slot(self, slot: int) -> None:
+        del self._slots[slot]
+        self._logits.pop(slot, None)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Done[ForwardResult]:
+        self._steps += 1
+        return Done(ForwardResult(tuple(self._forward_chunk(chunk) for chunk in batch.chunks)))
+
+    @torch.inference_mode()
+    def sample(self, batch: Batch, masks: Mapping[int, np.ndarray] | None = None) -> Done[SampleResult]:
+        masks = masks or {}
+        return Done(
+            SampleResult(
+                tuple(self._sample_slot(c.slot, masks.get(c.slot)) for c in batch.chunks if c.sample)
+            )
+        )
+
+    def memory(self) -> Mapping[str, int]:
+        if self._model is None or self._cache is None:
+            return {"weights": 0, "kv": 0}
+        return {"weights": sum(t.nbytes for t in self._model.tensors), "kv": self._cache.nbytes}
+
+    def counters(self) -> Counters:
+        return Counters(eager_steps=self._steps)
+
+    def close(self) -> None:
+        self._model = self._cache = None
+        self._slots.clear()
+        self._logits.clear()
+
+    def _forward_chunk(self, chunk: Chunk) -> tuple[TokenLogprob, ...] | None:
+        if self._model is None or self._cache is None:
+            raise AssertionError("forward after close")
+        ids = self._slots[chunk.slot].token_ids[-1:] if chunk.token_ids is None else chunk.token_ids
+        spans = self._cache.spans(chunk.page_tables, chunk.start, chunk.tokens)
+        hidden = self._model.forward(torch.tensor(ids, device=self._device), chunk.start, spans, self._cache)
+        if chunk.sample:
+            self._logits[chunk.slot] = self._model.logits(hidden[-1:])[0]
+        if chunk.targets is None:
+            return None
+        found: list[TokenLogprob] = []
+        for begin in range(0, chunk.tokens, LOGITS_BLOCK_ROWS):
+            rows = self._model.logits(hidden[begin : begin + LOGITS_BLOCK_ROWS]).log_softmax(-1)
+            for row, target in zip(rows, chunk.targets[begin : begin + LOGITS_BLOCK_ROWS], strict=True):
+                if target >= 0:
+                    found.append(logprob_of(row, target, chunk.top_logprobs))
+        return tuple(found)
+
+    def _sample_slot(self, slot: int, mask: np.ndarray | None) -> Sampled:
+        state, logits = self._slots[slot], self._logits.pop(slot)
+        allowed = None if mask is None else _unpack_mask(mask, len(logits), self._device)
+        token, logprob = sample_row(logits, state.sampling, state.token_ids, state.prompt_tokens, allowed)
+        if token >= 0:
+            state.token_ids.append(token)
+        return Sampled(token, logprob)
+
+
+def _unpack_mask(mask: np.ndarray, vocabulary: int, device: torch.device) -> torch.Tensor:
+    """uint32 [ceil(V / 32)] -> bool [V]."""
+    bits = np.unpackbits(mask.astype("<u4").view(np.uint8), bitorder="little")[:vocabulary]
+    return torch.from_numpy(bits.astype(bool)).to(device)
