@@ -1,0 +1,50 @@
+"""Formats: how a weight matrix is stored in few bits, and exactly what weights the stored numbers mean.
+
+`format.py` is the contract; `plain.py` and `affine.py` the formats; `stored.py` those of checkpoints. A new
+format is registered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from octavo.errors import InvalidParameterError, ModelFormatError
+from octavo.quant.affine import INT8, LLM_INT8, Q4_1, Q8_0
+from octavo.quant.format import Format
+from octavo.quant.logical_layout import REF1
+from octavo.quant.plain import Plain
+from octavo.quant.stored import split_stored, stored_format
+
+__all__ = ["REF1", "format_from_manifest", "format_named", "split_stored", "stored_format"]
+
+_NAMED: Mapping[str, Format] = {known.name: known for known in (INT8, LLM_INT8)}
+
+_KNOWN: tuple[Format, ...] = (Plain("f32"), Plain("f16"), Plain("bf16"), INT8, LLM_INT8, Q8_0, Q4_1)
+
+
+def format_named(name: str) -> Format:
+    """The format a user names: int8 or llm-int8.
+
+    "auto" and "none" are no formats: they depend on the checkpoint (`octavo.weights.choose_formats`). Raises
+    InvalidParameterError.
+    """
+    try:
+        return _NAMED[name]
+    except KeyError:
+        raise InvalidParameterError(
+            f"there is no weight format {name!r}",
+            remedy=f"Use --quant with one of: auto, none, {', '.join(_NAMED)}.",
+            parameter="quant",
+        ) from None
+
+
+def format_from_manifest(description: Mapping[str, Any]) -> Format:
+    """The inverse of `Format.to_manifest`. Raises ModelFormatError where it describes no known format."""
+    for known in _KNOWN:
+        if known.to_manifest() == description:
+            return known
+    raise ModelFormatError(
+        f"unknown weight format {dict(description)}",
+        remedy="Remove the packed weights with: octavo cache prune --all",
+    )
