@@ -1,0 +1,500 @@
+"""Plan before load: from headers alone, what will run where, how many bytes each part takes, and why.
+
+Pure functions of facts others gathered (`octavo.devices`, `octavo.sources`, `octavo.weights.choose_formats`):
+nothing is read, allocated or imported here, and a load that cannot fit is refused with what to change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.devices import DeviceChoice, Machine
+from octavo.dtypes import DTYPE_BYTES, DtypePolicy, resolve_dtypes
+from octavo.errors import IncompatibleModelError, InvalidParameterError, NotEnoughMemoryError, OctavoError
+from octavo.models.parameters import Parameter
+from octavo.models.spec import KV_PAGE_TOKENS, KVGroup, ModelSpec
+from octavo.quant.format import Format
+from octavo.runners.base import RunnerConfig, RunnerKind
+from octavo.settings import Settings
+
+DEFAULT_CONTEXT_TOKENS = 8192
+"""Most context taken when none is asked for."""
+
+LEAST_DEFAULT_CONTEXT_TOKENS = 512
+"""A default context that would have to be smaller is refused: so little is only right when asked for."""
+
+PREFILL_CHUNK_TOKENS = 512
+"""Most prompt tokens in one forward pass: long enough to keep matrix units busy, short enough to bound
+activations."""
+
+PROCESS_BYTES = 160 << 20
+"""Anonymous memory of a process that has loaded torch, tokenizers and the command line, and no model: 157 MiB
+measured (Linux, Python 3.11, CPU build of torch 2.13, RssAnon). A CUDA build that is not used holds 140 MiB
+more, which the reserve has to cover."""
+
+CUDA_PROCESS_BYTES = 448 << 20
+"""The same with CUDA in use: 429 MiB measured on the host after a matrix product (torch 2.11, CUDA 13.0, H100).
+On the card, kernels took 76 MiB beside what torch had reserved: the reserve covers them."""
+
+VOCABULARY_ENTRY_BYTES = 1 << 10
+"""A loaded tokenizer, for each vocabulary entry: 0.57 KiB measured for its BPE tables, the rest for ours."""
+
+RESERVE_SHARE = 0.05
+"""Share of the available memory a plan leaves alone: allocators round up, and others allocate too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    tokens: int
+    model_tokens: int
+    """What the model's config promises."""
+    fits_tokens: int
+    """The largest context that would fit, at most `model_tokens`."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """All parameters of one format."""
+
+    format: str
+    tensors: int
+    file_bytes: int
+    """In the checkpoint."""
+    packed_bytes: int
+    """In the packed cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVMemory:
+    """One KV group (`ModelSpec.kv_groups`)."""
+
+    window: int | None
+    layers: int
+    pages: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One memory the load draws from: the host's, or a GPU's."""
+
+    name: str
+    """host or cuda:N."""
+    parts: Mapping[str, int]
+    """Bytes held while running, by part; a part that is zero is left out."""
+    load_peak_bytes: int
+    """Most bytes held while weights are packed and handed to the runner."""
+    available_bytes: int
+    usable_bytes: int
+    """`available_bytes` less the reserve."""
+
+    @property
+    def running_bytes(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def needed_bytes(self) -> int:
+        return max(self.running_bytes, self.load_peak_bytes)
+
+    @property
+    def fits(self) -> bool:
+        return self.needed_bytes <= self.usable_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    runner: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What a load will do. Nobody changes it afterwards."""
+
+    runner: str
+    """Name of the RunnerKind."""
+    layout: str
+    """Id of its packed layout."""
+    config: RunnerConfig
+    dtypes: DtypePolicy
+    formats: Mapping[str, Format]
+    """By parameter name."""
+    context: Context
+    weights: tuple[StoredWeights, ...]
+    """Largest first."""
+    kv: tuple[KVMemory, ...]
+    pools: tuple[Pool, ...]
+    """The one that holds weights and KV first."""
+    declined: tuple[Declined, ...]
+    """Runners that would have come first, and why they cannot take this model."""
+    reasons: tuple[str, ...]
+    """Every choice above in words, in the order it was made."""
+
+    @property
+    def file_bytes(self) -> int:
+        return sum(part.file_bytes for part in self.weights)
+
+    @property
+    def packed_bytes(self) -> int:
+        return sum(part.packed_bytes for part in self.weights)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, dicts, numbers and strings."""
+        return {
+            "runner": self.runner,
+            "layout": self.layout,
+            "device": self.config.device,
+            "compute_dtype": self.dtypes.compute,
+            "kv_dtype": self.dtypes.kv,
+            "accumulate_dtype": self.dtypes.accumulate,
+            "max_sequences": self.config.max_slots,
+            "threads": self.config.threads,
+            "prefill_chunk_tokens": self.config.prefill_chunk_tokens,
+            "context": dataclasses.asdict(self.context),
+            "file_bytes": self.file_bytes,
+            "packed_bytes": self.packed_bytes,
+            "weights": [dataclasses.asdict(part) for part in self.weights],
+            "kv": [dataclasses.asdict(group) for group in self.kv],
+            "memory": [
+                {
+                    "pool": pool.name,
+                    "parts": dict(pool.parts),
+                    "running_bytes": pool.running_bytes,
+                    "load_peak_bytes": pool.load_peak_bytes,
+                    "available_bytes": pool.available_bytes,
+                    "usable_bytes": pool.usable_bytes,
+                }
+                for pool in self.pools
+            ],
+            "declined": [dataclasses.asdict(each) for each in self.declined],
+            "reasons": list(self.reasons),
+        }
+
+
+def make_plan(
+    *,
+    settings: Settings,
+    spec: ModelSpec,
+    parameters: Sequence[Parameter],
+    formats: Mapping[str, Format],
+    file_bytes: Mapping[str, int],
+    kinds: Sequence[RunnerKind],
+    machine: Machine,
+    device: DeviceChoice,
+    alternatives: Mapping[str, Mapping[str, Format]] | None = None,
+) -> LoadPlan:
+    """Decide everything about a load, or refuse it.
+
+    `settings` are valid (`octavo.validate`). `formats` has an entry for every parameter, `file_bytes` for every
+    source tensor. `kinds` are tried in order, the reference last. `alternatives` are the formats that other
+    --quant values would give; they are tried only to say, in a refusal, which of them would fit.
+
+    Raises InvalidParameterError for a context beyond the model's or contradicting dtypes,
+    IncompatibleModelError where every runner declines, NotEnoughMemoryError with needed and usable bytes.
+    """
+    asked, most = settings.context, spec.max_context_tokens
+    if asked is not None and asked > most:
+        raise InvalidParameterError(
+            f"--context {asked} is more than the {most} tokens this model was made for",
+            remedy=f"Use --context {most} or less.",
+            parameter="context",
+        )
+    facts = _Facts(spec, parameters, kinds, machine, device)
+    load, declined = facts.choose_runner(settings, formats)
+    fits = load.largest_context()
+    least = asked if asked is not None else min(LEAST_DEFAULT_CONTEXT_TOKENS, most)
+    if not load.fits(least):
+        others = {f"--quant {name}": (settings, other) for name, other in (alternatives or {}).items()}
+        if settings.max_sequences > 1:
+            others["--max-sequences 1"] = (dataclasses.replace(settings, max_sequences=1), formats)
+        remedies = [words for words, (said, other) in others.items() if facts.would_fit(said, other, least)]
+        what = f"a context of {least} tokens" if asked is not None else f"even a context of {least} tokens"
+        raise _refusal(what, load.pools(least), [f"--context {fits}", *remedies] if fits else remedies)
+    # `fits` is in whole pages: the context asked for may fit where its last page, filled, would not.
+    context = _context(asked, most, max(fits, least))
+    weights = _stored_weights(parameters, formats, file_bytes)
+    return LoadPlan(
+        runner=load.kind.name,
+        layout=load.kind.layout.id,
+        config=load.config(context.tokens),
+        dtypes=load.dtypes,
+        formats=formats,
+        context=context,
+        weights=weights,
+        kv=load.kv(context.tokens),
+        pools=load.pools(context.tokens),
+        declined=declined,
+        reasons=tuple(_reasons(load, device, declined, context, weights)),
+    )
+
+
+def kv_group_pages(
+    group: KVGroup, *, context_tokens: int, prefill_chunk_tokens: int, max_sequences: int
+) -> int:
+    """KV pages of a group that `max_sequences` sequences of `context_tokens` can never outgrow.
+
+    A window group needs, for one sequence, the pages that a chunk's first query looks back on and the chunk
+    itself, wherever they begin within a page.
+    """
+    pages = _pages(context_tokens)
+    if group.window is not None:
+        pages = min(pages, _pages(group.window + prefill_chunk_tokens) + 1)
+    return max_sequences * pages
+
+
+def readable_bytes(count: int) -> str:
+    """1.5 GiB, 538 MiB, 12 KiB."""
+    if count >= 1 << 30:
+        return f"{count / (1 << 30):.1f} GiB"
+    return f"{count / (1 << 20):.0f} MiB" if count >= 1 << 20 else f"{count / (1 << 10):.0f} KiB"
+
+
+# --- one runner with one choice of formats -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What stays the same whatever is chosen."""
+
+    spec: ModelSpec
+    parameters: Sequence[Parameter]
+    kinds: Sequence[RunnerKind]
+    machine: Machine
+    device: DeviceChoice
+
+    def choose_runner(
+        self, settings: Settings, formats: Mapping[str, Format]
+    ) -> tuple[_Load, tuple[Declined, ...]]:
+        """The first runner that takes the model, and those before it that do not."""
+        distinct = tuple(dict.fromkeys(formats.values()))
+        tokens = min(settings.context or DEFAULT_CONTEXT_TOKENS, self.spec.max_context_tokens)
+        declined: list[Declined] = []
+        for kind in self.kinds:
+            load = _Load(self, settings, formats, kind, self._dtypes(settings, kind))
+            reason = kind.declines(self.spec, distinct, load.config(tokens))
+            if reason is None:
+                return load, tuple(declined)
+            declined.append(Declined(kind.name, reason))
+        why = "; ".join(f"{each.runner}: {each.reason}" for each in declined)
+        raise IncompatibleModelError(
+            f"no runner takes this {self.spec.family} model on {self.device.device} ({why})",
+            remedy="Try another --device or --quant, or leave them to auto.",
+        )
+
+    def would_fit(self, settings: Settings, formats: Mapping[str, Format], tokens: int) -> bool:
+        try:
+            load, _ = self.choose_runner(settings, formats)
+        except OctavoError:
+            return False
+        return load.fits(tokens)
+
+    def _dtypes(self, settings: Settings, kind: RunnerKind) -> DtypePolicy:
+        gpu = self.machine.gpu(self.device.device)
+        return resolve_dtypes(
+            dtype=settings.dtype,
+            device=self.device.device,
+            runner=kind.name,
+            family=self.spec.family,
+            bfloat16=gpu is None or gpu.bfloat16,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _WeightBytes:
+    packed: int
+    own: int
+    """The runner's copy."""
+    mapped: int
+    """Packed bytes the runner reads where they are: it holds no copy of these parameters."""
+    largest: int
+    """The largest parameter in float32, as it is while it is packed or dequantized."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """Bytes of one runner with one choice of formats, as functions of the context."""
+
+    facts: _Facts
+    settings: Settings
+    formats: Mapping[str, Format]
+    kind: RunnerKind
+    dtypes: DtypePolicy
+
+    def config(self, tokens: int) -> RunnerConfig:
+        on_cpu = self.facts.device.device == "cpu"
+        chunk = min(PREFILL_CHUNK_TOKENS, tokens)
+        return RunnerConfig(
+            device=self.facts.device.device,
+            compute_dtype=self.dtypes.compute,
+            kv_dtype=self.dtypes.kv,
+            context_tokens=tokens,
+            max_slots=self.settings.max_sequences,
+            kv_pages=tuple(
+                kv_group_pages(
+                    group,
+                    context_tokens=tokens,
+                    prefill_chunk_tokens=chunk,
+                    max_sequences=self.settings.max_sequences,
+                )
+                for group in self.facts.spec.kv_groups
+            ),
+            prefill_chunk_tokens=chunk,
+            threads=self.settings.threads or (self.facts.machine.cores if on_cpu else None),
+        )
+
+    def kv(self, tokens: int) -> tuple[KVMemory, ...]:
+        spec, item_bytes = self.facts.spec, DTYPE_BYTES[self.dtypes.kv]
+        groups = []
+        for group, pages in zip(spec.kv_groups, self.config(tokens).kv_pages, strict=True):
+            mixers = [spec.layers[i].mixer for i in group.layers]
+            token_bytes = sum(2 * mixer.kv_heads * mixer.head_dim * item_bytes for mixer in mixers)
+            nbytes = pages * KV_PAGE_TOKENS * token_bytes
+            groups.append(KVMemory(group.window, len(mixers), pages, nbytes))
+        return tuple(groups)
+
+    def weights(self) -> _WeightBytes:
+        packed = own = mapped = largest = 0
+        config = self.config(1)
+        for parameter in self.facts.parameters:
+            stored_as = self.formats[parameter.name]
+            stored = _packed_bytes(parameter, stored_as)
+            copy = self.kind.weight_bytes(parameter, stored_as, config)
+            packed += stored
+            own += copy
+            mapped += 0 if copy else stored
+            largest = max(largest, 4 * math.prod(parameter.shape))
+        return _WeightBytes(packed, own, mapped, largest)
+
+    def pools(self, tokens: int) -> tuple[Pool, ...]:
+        """The memory that holds weights and KV first."""
+        machine, weights = self.facts.machine, self.weights()
+        gpu = machine.gpu(self.facts.device.device)
+        process = PROCESS_BYTES if gpu is None else CUDA_PROCESS_BYTES
+        process += VOCABULARY_ENTRY_BYTES * self.facts.spec.vocab_size
+        running = {
+            "weights": weights.own,
+            "kv": sum(group.nbytes for group in self.kv(tokens)),
+            "activations": self.kind.activation_bytes(self.facts.spec, self.config(tokens)),
+        }
+        packing = process + weights.packed + weights.largest
+        host = {"process": process, "mapped weights": weights.mapped}
+        if gpu is None:
+            return (_pool("host", host | running, packing + weights.own, machine.available_bytes),)
+        assert gpu.available_bytes is not None
+        return (
+            _pool(self.facts.device.device, running, weights.own, gpu.available_bytes),
+            _pool("host", host, packing, machine.available_bytes),
+        )
+
+    def fits(self, tokens: int) -> bool:
+        return all(pool.fits for pool in self.pools(tokens))
+
+    def largest_context(self) -> int:
+        """In whole KV pages or the model's whole context; 0: none fits."""
+        most = self.facts.spec.max_context_tokens
+        fitting, failing = 0, _pages(most) + 1
+        while failing - fitting > 1:
+            pages = (fitting + failing) // 2
+            if self.fits(min(pages * KV_PAGE_TOKENS, most)):
+                fitting = pages
+            else:
+                failing = pages
+        return min(fitting * KV_PAGE_TOKENS, most)
+
+
+def _pages(tokens: int) -> int:
+    return -(-tokens // KV_PAGE_TOKENS)
+
+
+def _pool(name: str, parts: Mapping[str, int], load_peak_bytes: int, available_bytes: int) -> Pool:
+    return Pool(
+        name=name,
+        parts={part: nbytes for part, nbytes in parts.items() if nbytes},
+        load_peak_bytes=load_peak_bytes,
+        available_bytes=available_bytes,
+        usable_bytes=int(available_bytes * (1 - RESERVE_SHARE)),
+    )
+
+
+def _packed_bytes(parameter: Parameter, format: Format) -> int:
+    rows = math.prod(parameter.shape[:-1])  # 1 for a vector
+    return format.nbytes(rows, parameter.shape[-1])
+
+
+# --- words -------------------------------------------------------------------------------------------
+
+
+def _context(asked: int | None, most: int, fits: int) -> Context:
+    if asked is not None:
+        return Context(asked, most, fits, f"{asked:,} as asked (the model's limit is {most:,})")
+    tokens = min(most, DEFAULT_CONTEXT_TOKENS, fits)
+    why = f"{tokens:,} = min(model {most:,}, default {DEFAULT_CONTEXT_TOKENS:,}, what fits {fits:,})"
+    return Context(tokens, most, fits, why)
+
+
+def _stored_weights(
+    parameters: Sequence[Parameter], formats: Mapping[str, Format], file_bytes: Mapping[str, int]
+) -> tuple[StoredWeights, ...]:
+    """Bytes by format; a source tensor that several parameters share is split by their elements."""
+    elements: Counter[str] = Counter()
+    for parameter in parameters:
+        elements[parameter.source] += math.prod(parameter.shape)
+    tensors: Counter[str] = Counter()
+    in_file: Counter[str] = Counter()
+    packed: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
+    for parameter in parameters:
+        source, stored_as = parameter.source, formats[parameter.name]
+        # Differences of running sums, so that the parts add up to the source's bytes exactly.
+        before = seen[source]
+        seen[source] += math.prod(parameter.shape)
+        first, end = (file_bytes[source] * part // elements[source] for part in (before, seen[source]))
+        tensors[stored_as.name] += 1
+        in_file[stored_as.name] += end - first
+        packed[stored_as.name] += _packed_bytes(parameter, stored_as)
+    parts = [StoredWeights(name, tensors[name], in_file[name], packed[name]) for name in tensors]
+    return tuple(sorted(parts, key=lambda part: (-part.packed_bytes, part.format)))
+
+
+def _reasons(
+    load: _Load,
+    device: DeviceChoice,
+    declined: Sequence[Declined],
+    context: Context,
+    weights: Sequence[StoredWeights],
+) -> Iterator[str]:
+    held = load.weights()
+    yield f"device {device.device}: {device.reason}"
+    for each in declined:
+        yield f"runner {each.runner} declined: {each.reason}"
+    packed = f"{readable_bytes(held.packed)} packed"
+    if held.own > held.mapped:
+        yield f"runner {load.kind.name}: holds weights of its own, {readable_bytes(held.own)} made from {packed}"
+    else:
+        yield f"runner {load.kind.name}: reads the weights where they are, {packed}"
+    yield f"{load.kind.name} {load.dtypes.reason}"
+    yield f"context {context.reason}"
+    for part in weights:
+        sizes = f"{readable_bytes(part.packed_bytes)} packed, {readable_bytes(part.file_bytes)} in the file"
+        yield f"{part.tensors} tensors as {part.format}: {sizes}"
+
+
+def _refusal(what: str, pools: Sequence[Pool], remedies: Sequence[str]) -> NotEnoughMemoryError:
+    short = max(pools, key=lambda pool: pool.needed_bytes - pool.usable_bytes)
+    if short.load_peak_bytes > short.running_bytes:
+        most = "most of it while packing the weights"
+    else:
+        most = ", ".join(f"{part} {readable_bytes(nbytes)}" for part, nbytes in short.parts.items())
+    return NotEnoughMemoryError(
+        f"{what} needs {readable_bytes(short.needed_bytes)} of {short.name} memory ({most}); "
+        f"{readable_bytes(short.usable_bytes)} may be used of {readable_bytes(short.available_bytes)} available",
+        remedy=f"Try {' or '.join(remedies)}." if remedies else "Free memory, or choose a smaller model.",
+        needed_bytes=short.needed_bytes,
+        available_bytes=short.usable_bytes,
+    )

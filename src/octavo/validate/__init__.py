@@ -1,0 +1,37 @@
+"""The one validator: every limit and range, for the command line, Python and HTTP alike.
+
+Each function takes whatever a caller gave, of any type, and returns clean values or raises a typed error that
+names the field, what it was and what it may be. Nothing is cut, clamped or guessed. Whether a load fits the
+machine is `octavo.plan`'s question.
+"""
+
+from octavo.validate.limits import DEFAULT_LIMITS, Limits
+from octavo.validate.prompts import (
+    resolve_max_new_tokens,
+    split_prompts,
+    validate_messages,
+    validate_prompt_ids,
+    validate_text,
+)
+from octavo.validate.sampling import (
+    SamplingDefaults,
+    read_sampling_defaults,
+    resolve_sampling,
+    validate_sampling_params,
+)
+from octavo.validate.settings import validate_settings
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "Limits",
+    "SamplingDefaults",
+    "read_sampling_defaults",
+    "resolve_max_new_tokens",
+    "resolve_sampling",
+    "split_prompts",
+    "validate_messages",
+    "validate_prompt_ids",
+    "validate_sampling_params",
+    "validate_settings",
+    "validate_text",
+]

@@ -1,0 +1,43 @@
+"""Names, types and ranges of `Settings`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import get_args
+
+from octavo.devices import parse_device
+from octavo.settings import DtypeName, QuantName, Settings
+from octavo.validate.values import Range, flag, one_of, path, wrong
+
+MAX_CONTEXT_TOKENS = 1 << 24
+MAX_THREADS = 1024
+MAX_SEQUENCES = 256
+
+
+def validate_settings(settings: object) -> Settings:
+    """Names, types and ranges of every field; paths given as str or PathLike take the field's type.
+
+    Raises InvalidParameterError, with the closest name where one was misspelled.
+    """
+    if not isinstance(settings, Settings):
+        raise wrong("settings", settings, "an octavo.Settings")
+    one_of("quant", settings.quant, get_args(QuantName))
+    one_of("dtype", settings.dtype, get_args(DtypeName))
+    parse_device(settings.device)
+    cache_dir = path("cache_dir", settings.cache_dir)
+    return dataclasses.replace(
+        settings,
+        model=path("model", settings.model),
+        revision=path("revision", settings.revision),
+        context=_up_to(MAX_CONTEXT_TOKENS, "context", settings.context),
+        max_sequences=Range(int, 1, MAX_SEQUENCES).require("max_sequences", settings.max_sequences),
+        threads=_up_to(MAX_THREADS, "threads", settings.threads),
+        offline=flag("offline", settings.offline),
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+        cache=flag("cache", settings.cache),
+    )
+
+
+def _up_to(most: int, parameter: str, value: object) -> int | None:
+    return None if value is None else int(Range(int, 1, most).require(parameter, value))
