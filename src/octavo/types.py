@@ -188,6 +188,8 @@ class TokenEvent:
     """On the first event of a request that asked for them: prompt tokens 1..T-1."""
     cached_tokens: int = 0
     """Prompt tokens whose KV was reused; on the first event."""
+    queued_seconds: float = 0.0
+    """Wall-clock time from submit to admission; on the first event."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,91 @@
+"""The one thread that steps a backend, and the queues its events go to.
+
+Users' threads submit and read; only this thread calls `step`. A backend that raises is broken: every open
+request is told so, and the driver refuses more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from octavo.backends.base import Backend
+from octavo.errors import ClosedError
+from octavo.types import FinishReason, Request, TokenEvent
+
+_IDLE_SECONDS = 0.1
+"""How long a step waits for work; `submit` wakes it at once."""
+
+Sink = Callable[[TokenEvent], None]
+"""Where a request's events go; called on the driver's thread, must not block or raise."""
+
+_log = logging.getLogger("octavo")
+
+
+class Driver:
+    """Owns the backend: `close` closes it. Thread-safe."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._sinks: dict[int, Sink] = {}
+        self._lock = threading.Lock()
+        self._closing = False
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, sink: Sink) -> int:
+        """Queue a request; its events go to `sink`, the last one with a finish reason.
+
+        Raises ClosedError after `close` or when the backend is broken, and what the backend refuses with.
+        """
+        with self._lock:  # the first event may come before submit returns the id
+            if self._closing or self._failure is not None:
+                raise self._refusal()
+            request_id = self.backend.submit(request)
+            self._sinks[request_id] = sink
+            return request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Stop a request; it still gets its last event. Unknown or finished ids have no effect."""
+        self.backend.cancel(request_id)
+
+    def close(self) -> None:
+        """End what is running with ClosedError events, stop the thread, close the backend. Idempotent."""
+        with self._lock:
+            self._closing = True
+        self._thread.join()
+        with self._lock:
+            self._end_all(self._refusal())
+            self.backend.close()
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._deliver(self.backend.step(_IDLE_SECONDS))
+        except Exception as failure:
+            _log.exception("the engine stopped")
+            with self._lock:
+                self._failure = failure
+                self._end_all(failure)
+
+    def _deliver(self, events: list[TokenEvent]) -> None:
+        for event in events:
+            with self._lock:
+                ended = event.finish_reason is not None
+                sink = self._sinks.pop(event.request_id) if ended else self._sinks[event.request_id]
+            sink(event)
+
+    def _end_all(self, error: Exception) -> None:
+        for request_id, sink in self._sinks.items():
+            sink(TokenEvent(request_id, finish_reason=FinishReason.ERROR, error=error))
+        self._sinks.clear()
+
+    def _refusal(self) -> Exception:
+        if self._failure is not None:
+            return ClosedError(
+                f"the engine stopped after an internal error: {self._failure}",
+                remedy="Load the model again; run with --debug and report what it prints.",
+            )
+        return ClosedError("the model is closed", remedy="Load it again: LLM(...).")

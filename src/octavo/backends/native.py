@@ -1,0 +1,66 @@
+"""The Backend contract over our own engine and runner; nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from octavo.backends.base import Capabilities
+from octavo.engine.engine import Engine
+from octavo.models.spec import ModelSpec
+from octavo.runners.base import Runner, RunnerConfig
+from octavo.types import Request, TokenEvent
+
+MAX_LOGPROBS = 20
+"""Alternatives a request may ask for at each token: OpenAI's limit."""
+
+
+class NativeBackend:
+    """Owns `runner`, and closes it. Arguments are those of `octavo.engine.engine.Engine`."""
+
+    def __init__(self, runner: Runner, config: RunnerConfig, spec: ModelSpec, weights_digest: str) -> None:
+        self._runner_info = runner.info
+        self._engine = Engine(runner, config, spec, weights_digest)
+        self._capabilities = Capabilities(
+            vocab_size=spec.vocab_size,
+            context_tokens=self._engine.context_tokens,
+            prompt_logprobs=True,
+            max_logprobs=MAX_LOGPROBS,
+            adapters=False,
+            grammars=False,
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def submit(self, request: Request) -> int:
+        return self._engine.submit(request)
+
+    def cancel(self, request_id: int) -> None:
+        self._engine.cancel(request_id)
+
+    def step(self, timeout_seconds: float) -> list[TokenEvent]:
+        return self._engine.step(timeout_seconds)
+
+    def info(self) -> Mapping[str, Any]:
+        """What the runner is, its memory and compiled counters, and under `engine` the step loop's counters."""
+        engine = self._engine.info()
+        memory, compiled = engine.pop("memory"), engine.pop("compiled")
+        return {
+            "backend": "native",
+            "runner": self._runner_info.name,
+            "device": self._runner_info.device,
+            "layout": self._runner_info.layout,
+            "compute_dtype": self._runner_info.compute_dtype,
+            "kv_dtype": self._runner_info.kv_dtype,
+            "batch_invariant": self._runner_info.batch_invariant,
+            "chunk_invariant": self._runner_info.chunk_invariant,
+            "memory": memory,
+            "compiled": asdict(compiled),
+            "engine": engine,
+        }
+
+    def close(self) -> None:
+        self._engine.close()

@@ -1,0 +1,156 @@
+"""One request on its way back: token events become text, a Completion, and honest timings.
+
+Reads events; it does not know the engine, only how to ask for a request to be stopped.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from octavo.errors import ClosedError
+from octavo.text.detokenizer import Detokenizer
+from octavo.text.stop_strings import StopStrings
+from octavo.text.tokenizer import Tokenizer
+from octavo.types import (
+    Completion,
+    FinishReason,
+    Request,
+    TextEvent,
+    Timings,
+    TokenEvent,
+    TokenLogprob,
+    Usage,
+)
+
+
+class Generation:
+    """Accumulates one request's events. Not thread-safe: one reader.
+
+    Without a tokenizer (a folder that has none) the text stays empty.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        tokenizer: Tokenizer | None,
+        stop: Sequence[str],
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._request = request
+        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
+        self._stops = StopStrings(stop)
+        self._clock = clock
+        self._submitted = clock()
+        self._first: float | None = None
+        self._last = self._submitted
+        self._queued_seconds = 0.0
+        self._cached_tokens = 0
+        self._text: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    def accept(self, event: TokenEvent) -> TextEvent:
+        """The text this event adds; the last one carries the Completion. Raises the event's error."""
+        if event.error is not None:
+            raise event.error
+        if event.finish_reason is FinishReason.CANCELLED:
+            raise ClosedError("the request was cancelled", remedy="Send it again.")
+        token_ids = self._note_token(event)
+        text = ""
+        reason: FinishReason | None = event.finish_reason
+        if event.token_id is not None and reason is not FinishReason.STOP:
+            text, stop = self._stops.push(self._decode(event.token_id))
+            reason = reason if stop is None else FinishReason.STOP
+        if event.finish_reason is not None and reason is event.finish_reason:
+            rest, reason = self._finish_text(reason)
+            text += rest
+        self._text.append(text)
+        done = None if reason is None else self._completion(reason)
+        return TextEvent(text, token_ids, reason, done)
+
+    def _note_token(self, event: TokenEvent) -> tuple[int, ...]:
+        now = self._clock()
+        if event.token_id is None:
+            return ()
+        if self._first is None:
+            self._first = now
+            self._queued_seconds = event.queued_seconds
+            self._cached_tokens = event.cached_tokens
+        self._last = now
+        self._token_ids.append(event.token_id)
+        if event.logprob is not None:
+            self._logprobs.append(event.logprob)
+        return (event.token_id,)
+
+    def _decode(self, token_id: int) -> str:
+        return "" if self._detokenizer is None else self._detokenizer.push(token_id)
+
+    def _finish_text(self, reason: FinishReason) -> tuple[str, FinishReason]:
+        """What was held back; a stop string may still be complete in it."""
+        rest, stop = ("", None) if self._detokenizer is None else self._stops.push(self._detokenizer.finish())
+        if stop is None:
+            last, stop = self._stops.finish()
+            rest += last
+        return rest, reason if stop is None else FinishReason.STOP
+
+    def _completion(self, reason: FinishReason) -> Completion:
+        request = self._request
+        return Completion(
+            text="".join(self._text),
+            token_ids=tuple(self._token_ids),
+            finish_reason=reason,
+            prompt_token_ids=request.prompt_token_ids,
+            usage=Usage(len(request.prompt_token_ids), len(self._token_ids), self._cached_tokens),
+            timings=self._timings(),
+            seed=request.sampling.seed,
+            logprobs=tuple(self._logprobs) if request.sampling.logprobs is not None else None,
+        )
+
+    def _timings(self) -> Timings:
+        first = None if self._first is None else self._first - self._submitted
+        prefill = None if first is None else first - self._queued_seconds
+        prompt_tokens = len(self._request.prompt_token_ids) - self._cached_tokens
+        later, spent = len(self._token_ids) - 1, self._last - (self._first or self._last)
+        return Timings(
+            queued_seconds=self._queued_seconds,
+            first_token_seconds=first,
+            total_seconds=self._clock() - self._submitted,
+            prefill_tokens_per_second=prompt_tokens / prefill if prefill else None,
+            decode_tokens_per_second=later / spent if later > 0 and spent > 0 else None,
+        )
+
+
+class TextStream(Iterator[TextEvent]):
+    """A request's text as it comes. Closing it, or dropping it unread, cancels the request."""
+
+    def __init__(
+        self, generation: Generation, events: queue.SimpleQueue[TokenEvent], cancel: Callable[[], None]
+    ) -> None:
+        self._generation = generation
+        self._events = events
+        self._cancel = cancel
+        self._ended = False
+
+    def __next__(self) -> TextEvent:
+        if self._ended:
+            raise StopIteration
+        try:
+            event = self._generation.accept(self._events.get())
+        except BaseException:  # KeyboardInterrupt too: the request must not go on unread
+            self.close()
+            raise
+        if event.completion is not None:
+            self.close()
+        return event
+
+    def close(self) -> None:
+        """Stop the request if it still runs. Idempotent."""
+        if not self._ended:
+            self._ended = True
+            self._cancel()
+
+    def __del__(self) -> None:
+        self.close()
