@@ -226,6 +226,7 @@ class LLM:
             "load_seconds": self._load_seconds,
             "memory": dict(running.get("memory", {})),
             "compiled": dict(running.get("compiled", {})),
+            "engine": dict(running.get("engine", {})),
         }
 
     def close(self) -> None:
