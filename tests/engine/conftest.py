@@ -145,9 +145,10 @@ class FakeRunner:
 
     def open_slot(self, slot, state):
         self._expect(0 <= slot < self.config.max_slots, f"slot {slot} does not exist")
+        self._expect(slot not in self.slots, f"slot {slot} is open")
         self._expect(not self._busy(slot), f"slot {slot} opened while a step on it is queued")
         if self.raise_in_open is not None and state.sampling.seed == self.raise_in_open:
-            self.slots.setdefault(slot, None)
+            self.slots[slot] = None
             raise MemoryError("injected in open_slot")
         self.slots[slot] = SimpleNamespace(
             tokens=list(state.token_ids),

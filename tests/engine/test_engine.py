@@ -290,6 +290,21 @@ def test_close_ends_every_request(toy, mode):
     assert harness.engine.info()["running"] == 0
 
 
+def test_close_takes_back_what_a_surplus_step_holds(toy):
+    """The request has ended, its last step is in flight, and then the engine is closed."""
+    harness = toy.harness("lazy", whole=False)
+    stop = toy.expected(harness, toy.request(new=20))[5]
+    request_id = harness.submit(toy.request(new=20, stop=[stop]))
+    while not harness.events.get(request_id) or harness.reason(request_id) is None:
+        harness.step()
+    assert harness.engine.info()["running"] == 1
+    harness.engine.close()
+    assert harness.step() == []
+    assert harness.engine.info()["running"] == 0
+    harness.engine.check()
+    assert not harness.runner.queue
+
+
 def test_submit_wakes_a_waiting_step(toy):
     harness = toy.harness()
     threading.Timer(0.05, lambda: harness.submit(toy.request(new=1))).start()

@@ -174,10 +174,5 @@ def test_a_page_in_two_tables_is_caught(toy, monkeypatch):
 def test_a_retry_without_rebuilt_slots_is_caught(toy, monkeypatch):
     from octavo.engine.engine import Engine
 
-    sound = Engine._open_slot
-    monkeypatch.setattr(
-        Engine,
-        "_open_slot",
-        lambda engine, sequence: None if sequence.computed_tokens else sound(engine, sequence),
-    )
+    monkeypatch.setattr(Engine, "_rebuild_slot", lambda engine, sequence: None)
     assert caught(toy)

@@ -72,7 +72,7 @@ def test_pages_for_sequence():
     assert pages_for_sequence(40, 1000, 64) == pages_for_window(40, 64)
 
 
-@pytest.mark.parametrize("module", ["page_pool", "sequence", "scheduler", "prefix"])
+@pytest.mark.parametrize("module", ["page_pool", "sequence", "scheduler", "step", "prefix"])
 def test_only_the_standard_library_is_imported(module):
     path = Path(octavo.engine.page_pool.__file__).with_name(f"{module}.py")
     for node in ast.walk(ast.parse(path.read_text())):

@@ -11,68 +11,15 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 from octavo.engine.scheduler import Entry, Scheduler
 from octavo.engine.sequence import Sequence
+from octavo.engine.step import Step, queue_step
 from octavo.errors import ClosedError, ContextLengthError, EmptyPromptError, NumericalError
 from octavo.models.spec import ModelSpec
-from octavo.runners.base import (
-    Batch,
-    Chunk,
-    ForwardResult,
-    Handle,
-    Runner,
-    RunnerConfig,
-    Sampled,
-    SampleResult,
-)
+from octavo.runners.base import Chunk, ForwardResult, Runner, RunnerConfig, Sampled
 from octavo.types import FinishReason, Request, TokenEvent, TokenLogprob
-
-ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True, slots=True)
-class _Raised:
-    """A handle on work that could not even be queued."""
-
-    error: Exception
-
-    def done(self) -> bool:
-        return True
-
-    def result(self) -> NoReturn:
-        raise self.error
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A batch on its way through the runner."""
-
-    entries: list[Entry]
-    forward: Handle[ForwardResult]
-    sample: Handle[SampleResult] | None
-    """None where no chunk samples, or forward could not be queued."""
-
-    def done(self) -> bool:
-        return self.forward.done() and (self.sample is None or self.sample.done())
-
-    def wait(self) -> tuple[ForwardResult, tuple[Sampled, ...]]:
-        """Both results, once both are done: nothing of the step is under way afterwards, even if it raises."""
-        forward, forward_error = _settle(self.forward)
-        sample, sample_error = _settle(self.sample) if self.sample is not None else (SampleResult(()), None)
-        if forward is None or sample is None:
-            raise forward_error or sample_error or AssertionError("a handle returned nothing")
-        return forward, sample.tokens
-
-
-def _settle(handle: Handle[ResultT]) -> tuple[ResultT | None, Exception | None]:
-    try:
-        return handle.result(), None
-    except Exception as error:
-        return None, error
 
 
 class Engine:
@@ -88,8 +35,7 @@ class Engine:
         self._scheduler = Scheduler(
             spec.kv_groups, config.kv_pages, config.max_slots, config.prefill_chunk_tokens
         )
-        capacity_tokens = self._scheduler.capacity_tokens
-        self._context_tokens = min(config.context_tokens, capacity_tokens or config.context_tokens)
+        self._context_tokens = self._scheduler.longest_tokens(config.context_tokens)
 
         self._ids = itertools.count()
         self._mail = threading.Condition()
@@ -101,7 +47,7 @@ class Engine:
         self._work = threading.Lock()
         """Guards everything below and the runner; held for a step's work, not while waiting for some."""
         self._live: dict[int, Sequence] = {}
-        self._in_flight: _Step | None = None
+        self._in_flight: Step | None = None
         self._events: list[TokenEvent] = []
         self._released = False
         self._steps = 0
@@ -196,10 +142,7 @@ class Engine:
                 return
             self._released = True
             self._collect_mail()
-            step, self._in_flight = self._in_flight, None
-            if step is not None:
-                _settle_step(step)
-                _rewind(step.entries)
+            self._abandon(self._take_in_flight())
             error = ClosedError("the engine was closed during this request", remedy="Load the model again.")
             for sequence in list(self._live.values()):
                 self._finish(sequence, FinishReason.ERROR, error=error)
@@ -225,11 +168,9 @@ class Engine:
         if step is not None:
             self._read(step)
 
-    def _queue_next(self) -> _Step | None:
+    def _queue_next(self) -> Step | None:
         for sequence in self._scheduler.admit():
-            error = self._open_slot(sequence)
-            if error is not None:
-                self._fail(sequence, error)
+            self._fail_on(self._open_slot(sequence), sequence)
         entries = self._scheduler.plan()
         return self._queue(entries) if entries else None
 
@@ -241,33 +182,29 @@ class Engine:
             return error
         return None
 
-    def _queue(self, entries: list[Entry]) -> _Step:
-        self._steps += 1
-        batch = Batch(tuple(chunk for _, chunk in entries))
-        forward: Handle[ForwardResult]
-        sample: Handle[SampleResult] | None = None
+    def _close_slot(self, sequence: Sequence) -> Exception | None:
+        assert sequence.slot is not None
         try:
-            forward = self._runner.forward(batch)
+            self._runner.close_slot(sequence.slot)
         except Exception as error:
-            return _Step(entries, _Raised(error), None)
-        if any(chunk.sample for chunk in batch.chunks):
-            try:
-                sample = self._runner.sample(batch)
-            except Exception as error:
-                sample = _Raised(error)
-        return _Step(entries, forward, sample)
+            return error
+        return None
 
-    def _read(self, step: _Step) -> None:
+    def _queue(self, entries: list[Entry]) -> Step:
+        self._steps += 1
+        return queue_step(self._runner, entries)
+
+    def _read(self, step: Step) -> None:
         try:
-            forward, tokens = step.wait()
+            results = step.wait()
         except Exception as error:
             # Its frames would keep the failed step's memory alive while its chunks run again.
             error.__traceback__ = None
-            failed = step.entries
+            results = None
+        if results is None:
+            self._isolate(step.entries)
         else:
-            self._apply(step.entries, forward, tokens)
-            return
-        self._isolate(failed)
+            self._apply(step.entries, *results)
 
     def _apply(self, entries: list[Entry], forward: ForwardResult, tokens: tuple[Sampled, ...]) -> None:
         """Turn a step's results into events, in the order of its chunks."""
@@ -284,7 +221,7 @@ class Engine:
                 self._prompt_tokens += chunk.tokens
             if prompt_logprobs:
                 if any(math.isnan(entry.logprob) for entry in prompt_logprobs):
-                    self._fail(sequence, _not_finite(sequence, "prompt"))
+                    self._fail_on(_not_finite(sequence, "prompt"), sequence)
                     continue
                 sequence.prompt_logprobs.extend(prompt_logprobs)
             if token is not None:
@@ -296,7 +233,7 @@ class Engine:
 
     def _emit(self, sequence: Sequence, sampled: Sampled) -> None:
         if sampled.token_id < 0:
-            self._fail(sequence, _not_finite(sequence, "next token"))
+            self._fail_on(_not_finite(sequence, "next token"), sequence)
             return
         request = sequence.request
         sequence.token_ids.append(sampled.token_id)
@@ -327,18 +264,16 @@ class Engine:
         elif not sequence.in_flight:
             self._give_back(sequence)
 
-    def _fail(self, sequence: Sequence, error: Exception) -> None:
-        self._faults += 1
-        self._finish(sequence, FinishReason.ERROR, error=error)
+    def _fail_on(self, error: Exception | None, sequence: Sequence) -> None:
+        """End a request where there was an error."""
+        if error is not None:
+            self._faults += 1
+            self._finish(sequence, FinishReason.ERROR, error=error)
 
     def _give_back(self, sequence: Sequence) -> None:
-        assert sequence.slot is not None
-        if not self._released:
-            try:
-                self._runner.close_slot(sequence.slot)
-            except Exception:
-                # The request has ended; whoever gets the slot next opens it anew, and fails if that fails.
-                self._faults += 1
+        if not self._released and self._close_slot(sequence) is not None:
+            # The request has ended; whoever gets the slot next opens it anew, and fails if that fails.
+            self._faults += 1
         self._scheduler.release(sequence)
 
     # --- faults ------------------------------------------------------------------------------------
@@ -350,25 +285,35 @@ class Engine:
         sampling may have moved them on. A step queued behind the failed one is dropped and planned again.
         """
         self._faults += 1
-        step, self._in_flight = self._in_flight, None
-        behind = step.entries if step is not None else []
-        if step is not None:
-            _settle_step(step)
-        _rewind([*failed, *behind])
+        behind = self._take_in_flight()
+        self._abandon([*failed, *behind])
+        rerun = set()
         for sequence, chunk in failed:
+            rerun.add(sequence)
             if sequence.finish_reason is None:
-                error = self._open_slot(sequence) or self._run_alone(sequence, chunk)
-                if error is not None:
-                    self._fail(sequence, error)
-        rerun = {sequence for sequence, _ in failed}
+                error = self._rebuild_slot(sequence) or self._run_alone(sequence, chunk)
+                self._fail_on(error, sequence)
         for sequence, _ in behind:
             if sequence.finish_reason is None and sequence not in rerun:
-                error = self._open_slot(sequence)
-                if error is not None:
-                    self._fail(sequence, error)
-        for sequence in {sequence: None for sequence, _ in [*failed, *behind]}:
+                self._fail_on(self._rebuild_slot(sequence), sequence)
+
+    def _take_in_flight(self) -> list[Entry]:
+        """Wait for the step in flight, whose results are not wanted; returns its entries."""
+        step, self._in_flight = self._in_flight, None
+        if step is None:
+            return []
+        step.settle()
+        return step.entries
+
+    def _abandon(self, entries: list[Entry]) -> None:
+        """Rewind sequences whose steps are over without results, and give back what the ended ones hold."""
+        for sequence, _ in entries:
+            sequence.rewind()
             if sequence.finish_reason is not None and sequence.slot is not None:
                 self._give_back(sequence)
+
+    def _rebuild_slot(self, sequence: Sequence) -> Exception | None:
+        return self._close_slot(sequence) or self._open_slot(sequence)
 
     def _run_alone(self, sequence: Sequence, chunk: Chunk) -> Exception | None:
         sequence.requeue(chunk)
@@ -380,17 +325,6 @@ class Engine:
             return error
         self._apply(entries, forward, tokens)
         return None
-
-
-def _settle_step(step: _Step) -> None:
-    _settle(step.forward)
-    if step.sample is not None:
-        _settle(step.sample)
-
-
-def _rewind(entries: Iterable[Entry]) -> None:
-    for sequence, _ in entries:
-        sequence.rewind()
 
 
 def _event(sequence: Sequence, sampled: Sampled | None, error: Exception | None = None) -> TokenEvent:

@@ -47,18 +47,17 @@ class Scheduler:
         """Sequences that hold a slot."""
         return len(self._active)
 
-    @property
-    def capacity_tokens(self) -> int | None:
-        """Longest sequence (prompt and new tokens) the pages can hold; None: no limit."""
+    def longest_tokens(self, context_tokens: int) -> int:
+        """Longest sequence, prompt and new tokens, that the pages can hold; at most `context_tokens`."""
         limits = [
             pages * KV_PAGE_TOKENS
             for window, pages in zip(self._windows, self.pool.total, strict=True)
             if window is None or pages < pages_for_window(window, self._prefill_chunk_tokens)
         ]
-        return min(limits, default=None)
+        return min([context_tokens, *limits])
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence behind those that came before it; it must fit `capacity_tokens`."""
+        """Queue a sequence behind those that came before it; it must fit `longest_tokens`."""
         self._waiting.append(sequence)
 
     def drop(self, sequence: Sequence) -> None:
