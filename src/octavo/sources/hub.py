@@ -1,0 +1,435 @@
+"""The Hugging Face hub, through huggingface_hub's public functions (1.5 to 2.x): the only file that knows it.
+
+A revision is pinned to its commit, only the files that are read are fetched, and every failure becomes one
+of our errors without the library's text, which may hold signed addresses. Where a snapshot lies on disk is
+the library's business (HF_HOME, HF_HUB_CACHE), as is the token (HF_TOKEN).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from octavo.errors import (
+    DownloadError,
+    GatedModelError,
+    IncompatibleModelError,
+    ModelNotFoundError,
+    NotEnoughDiskError,
+    OctavoError,
+)
+from octavo.sources import checkpoint_files as files
+from octavo.sources.disk import in_words, is_full, not_enough_space
+from octavo.sources.documents import MAX_DOCUMENT_BYTES, parse_object
+from octavo.sources.files import read_bounded
+from octavo.sources.gguf_model import refuse_split
+from octavo.types import Progress
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_CACHE_SETTING = "HF_HOME"
+_TIMEOUT_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The files of one commit on disk, as many as are needed."""
+
+    path: Path
+    commit: str
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """A repository that was downloaded, by whatever program."""
+
+    name: str
+    size_bytes: int
+    """On disk, of all its revisions."""
+    commits: tuple[str, ...]
+    last_used: float
+    """Seconds since the epoch."""
+
+
+def fetch(
+    repository: str,
+    *,
+    gguf: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Snapshot:
+    """The files of `repository` ("org/name"): config, tokenizer and safetensors, or the one file `gguf`.
+
+    Without a network, and where the hub fails, what was downloaded before is used if it is complete.
+    Raises ModelNotFoundError (no such repository, revision or file), GatedModelError, DownloadError,
+    NotEnoughDiskError, and as `choose_weights`.
+    """
+    import huggingface_hub
+
+    wanted = _Wanted(repository, gguf, revision or "main")
+    with _quiet():
+        if offline or huggingface_hub.is_offline_mode():
+            return _cached(wanted) or _fail_offline(wanted)
+        if _COMMIT.fullmatch(wanted.revision) and (snapshot := _cached(wanted)):
+            return snapshot  # a commit never changes, so there is nothing to ask
+        download = _Download(wanted, progress)
+        try:
+            return download.run()
+        except OctavoError:
+            raise
+        except Exception as error:  # the HTTP client's classes differ between versions of the library
+            if is_full(error):
+                raise download.no_space() from error
+            failure = _translated(error, wanted)
+            snapshot = _cached(wanted) if type(failure) is DownloadError else None
+            if snapshot is None:
+                raise failure from error
+            notice = f"{failure.message}: using commit {snapshot.commit[:12]}, downloaded before"
+            return replace(snapshot, notices=(notice,))
+
+
+def cached_models() -> tuple[CachedModel, ...]:
+    """The models in the hub's cache, by name."""
+    cache = _scan()
+    models = [repository for repository in cache.repos if repository.repo_type == "model"] if cache else []
+    return tuple(
+        CachedModel(
+            repository.repo_id,
+            repository.size_on_disk,
+            tuple(sorted(revision.commit_hash for revision in repository.revisions)),
+            repository.last_accessed,
+        )
+        for repository in sorted(models, key=lambda repository: repository.repo_id)
+    )
+
+
+def remove_cached(name: str) -> int:
+    """Delete all revisions of a model from the hub's cache; returns the bytes freed.
+
+    Raises ModelNotFoundError where it is not there.
+    """
+    cache = _scan()
+    for repository in cache.repos if cache else ():
+        if repository.repo_type == "model" and repository.repo_id == name:
+            # The library deletes by commit alone, and forks share commits: it may see only this repository.
+            only = replace(cache, repos=frozenset({repository}))
+            strategy = only.delete_revisions(*(revision.commit_hash for revision in repository.revisions))
+            with _quiet():
+                strategy.execute()
+            return int(strategy.expected_freed_size)
+    raise ModelNotFoundError(
+        f"{name} is not in the hub's cache", remedy="See what is there: octavo models list"
+    )
+
+
+def _scan() -> Any:
+    """huggingface_hub's HFCacheInfo, None where there is no cache."""
+    import huggingface_hub
+
+    with _quiet():
+        try:
+            return huggingface_hub.scan_cache_dir(_cache_folder())
+        except huggingface_hub.CacheNotFound:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    repository: str
+    gguf: str | None
+    revision: str
+
+    def __str__(self) -> str:
+        return self.repository if self.revision == "main" else f"{self.repository} at {self.revision}"
+
+
+class _Download:
+    """One fetch over the network: list, choose, check the disk, download, verify."""
+
+    def __init__(self, wanted: _Wanted, progress: Progress | None) -> None:
+        self._wanted = wanted
+        self._progress = progress
+        self._done_bytes = 0
+        self._total_bytes = 0
+
+    def run(self) -> Snapshot:
+        wanted = self._wanted
+        sizes, commit, hashes = self._listing(wanted.revision)
+        if wanted.gguf is None:
+            self._refuse_unreadable(sizes)
+            first = files.CONFIG
+        else:
+            refuse_split(wanted.gguf)
+            if wanted.gguf not in sizes:
+                self._fail_without(wanted.gguf, sizes)
+            first = wanted.gguf
+            self._require_space({first: sizes[first]}, commit)
+        # By its name and not by commit, so that the library remembers what the name stood for, for offline starts.
+        folder = self._file(first, commit, hashes, revision=wanted.revision)
+        if folder.name != commit:  # the branch moved just now
+            sizes, commit, hashes = self._listing(folder.name)
+        if wanted.gguf is None:
+            self._checkpoint(folder, sizes, hashes)
+        return Snapshot(folder, commit)
+
+    def _checkpoint(self, folder: Path, sizes: Mapping[str, int], hashes: Mapping[str, str]) -> None:
+        """The rest of a safetensors checkpoint: documents first, so that weights on disk mean a whole model."""
+        commit = folder.name
+        weights = files.choose_weights(sizes, self._wanted.repository)
+        names = [name for name in files.DOCUMENTS if name in sizes and name != files.CONFIG]
+        if weights == files.INDEX:
+            self._file(weights, commit, hashes)
+            shards = _shards(folder)
+            for shard in shards:
+                if shard not in sizes:
+                    self._fail_without(shard, sizes)
+            names += shards
+        else:
+            names.append(weights)
+        self._require_space({name: sizes[name] for name in names}, commit)
+        for name in names:
+            self._file(name, commit, hashes)
+
+    def _listing(self, revision: str) -> tuple[dict[str, int], str, dict[str, str]]:
+        """Name -> size of every file, the commit, and name -> SHA-256 of those the hub has one of."""
+        import huggingface_hub
+
+        info = huggingface_hub.HfApi().model_info(
+            self._wanted.repository, revision=revision, files_metadata=True, timeout=_TIMEOUT_SECONDS
+        )
+        siblings = info.siblings or []
+        hashes = {file.rfilename: file.lfs.sha256 for file in siblings if file.lfs is not None}
+        return {file.rfilename: file.size or 0 for file in siblings}, str(info.sha), hashes
+
+    def _refuse_unreadable(self, sizes: Mapping[str, int]) -> None:
+        repository, ggufs = self._wanted.repository, files.gguf_names(sizes)
+        if ggufs and not any(name.endswith(".safetensors") for name in sizes):
+            choices = files.listed([f"{name} ({in_words(sizes[name])})" for name in ggufs], most=20)
+            raise ModelNotFoundError(
+                f"{repository} has GGUF files and Octavo does not choose among them: {choices}",
+                remedy=f"Name one: -m {repository}:{ggufs[0]}",
+            )
+        files.choose_weights(sizes, repository)
+        if files.CONFIG not in sizes:
+            raise IncompatibleModelError(
+                f"{repository} has no {files.CONFIG}", remedy="Choose a repository that holds a whole model."
+            )
+
+    def _fail_without(self, name: str, sizes: Mapping[str, int]) -> NoReturn:
+        others = files.gguf_names(sizes) if name == self._wanted.gguf else []
+        raise ModelNotFoundError(
+            f"{self._wanted} has no file {name}",
+            remedy=f"It has: {files.listed(others, most=20)}"
+            if others
+            else "Choose another model or revision.",
+        )
+
+    def _require_space(self, sizes: Mapping[str, int], commit: str) -> None:
+        """Check the disk for what is not there yet, which is also what the progress bar counts."""
+        self._total_bytes = sum(size for name, size in sizes.items() if not self._is_cached(name, commit))
+        self._done_bytes = 0
+        if (error := self.no_space()).available_bytes < error.needed_bytes:
+            raise error
+
+    def no_space(self) -> NotEnoughDiskError:
+        """The error where what is still to come does not fit."""
+        left_bytes = self._total_bytes - self._done_bytes
+        return not_enough_space(
+            _cache_folder(), left_bytes, f"downloading {self._wanted}", setting=_CACHE_SETTING
+        )
+
+    def _is_cached(self, name: str, commit: str) -> bool:
+        return _cached_path(_Wanted(self._wanted.repository, None, commit), name) is not None
+
+    def _file(
+        self, name: str, commit: str, hashes: Mapping[str, str], *, revision: str | None = None
+    ) -> Path:
+        """Download a file of a commit unless it is there; returns the snapshot's folder.
+
+        `revision` is a name of the commit.
+        """
+        import huggingface_hub
+
+        was_cached = self._is_cached(name, commit)
+        path = Path(
+            huggingface_hub.hf_hub_download(
+                self._wanted.repository,
+                name,
+                revision=revision or commit,
+                cache_dir=_cache_folder(),
+                tqdm_class=_silent_bar(self._report),
+            )
+        )
+        if not was_cached:
+            if name in hashes:
+                self._verify(path, hashes[name])
+            self._report(path.stat().st_size)
+            self._done_bytes += path.stat().st_size
+        return path.parents[name.count("/")]
+
+    def _report(self, file_bytes: int) -> None:
+        if self._progress is not None and self._total_bytes:
+            done = min(self._done_bytes + file_bytes, self._total_bytes)
+            self._progress("downloading", done, self._total_bytes)
+
+    def _verify(self, path: Path, sha256: str) -> None:
+        """The library compares sizes only. A damaged file is deleted, so that the next try fetches it again."""
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            raise DownloadError(
+                f"{path.name} of {self._wanted} arrived damaged: its SHA-256 is {found}, not {sha256}",
+                remedy="Try again; if it stays so, a proxy or mirror on the way changes files.",
+            )
+
+
+def _cached(wanted: _Wanted) -> Snapshot | None:
+    """A snapshot that was downloaded before, if its weights are all there."""
+    name = wanted.gguf or files.CONFIG
+    path = _cached_path(wanted, name)
+    if path is None:
+        return None
+    folder = path.parents[name.count("/")]
+    try:
+        names = [name for name in os.listdir(folder) if (folder / name).exists()]
+        indexed = wanted.gguf is None and files.choose_weights(names, str(folder)) == files.INDEX
+        if indexed and not set(_shards(folder)) <= set(names):
+            return None
+    except OctavoError:
+        return None
+    return Snapshot(folder, folder.name)
+
+
+def _cached_path(wanted: _Wanted, name: str) -> Path | None:
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache(
+        wanted.repository, name, cache_dir=_cache_folder(), revision=wanted.revision
+    )
+    return Path(found) if isinstance(found, str) else None
+
+
+def _shards(folder: Path) -> list[str]:
+    path = folder / files.INDEX
+    index = parse_object(read_bounded(path, MAX_DOCUMENT_BYTES), str(path))
+    return sorted(files.shard_names(index, files.INDEX))
+
+
+def _cache_folder() -> Path:
+    """The library's cache, or TRANSFORMERS_CACHE where only that is set."""
+    from huggingface_hub import constants
+
+    older = os.environ.get("TRANSFORMERS_CACHE")
+    if older and not any(
+        os.environ.get(name) for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")
+    ):
+        return Path(older).expanduser()
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _silent_bar(report: Callable[[int], None]) -> type:
+    """A progress bar class for one file that draws nothing and reports the bytes done.
+
+    For files in Xet storage the library makes two bars, of bytes received and written; the further one counts.
+    """
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # documented, but not in its __all__
+
+    furthest = 0
+
+    class SilentBar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
+            self._bytes = int(options.get("initial") or 0)
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal furthest
+            self._bytes += int(n or 0)
+            furthest = max(furthest, self._bytes)
+            report(furthest)
+
+    return SilentBar
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's warnings off the terminal: what matters is raised, or becomes a notice."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _fail_offline(wanted: _Wanted) -> NoReturn:
+    raise DownloadError(
+        f"{wanted} is not on this machine, or not all of it, and offline mode is on",
+        remedy=f"Run once without --offline and HF_HUB_OFFLINE: octavo models pull {wanted.repository}",
+    )
+
+
+def _translated(error: Exception, wanted: _Wanted) -> OctavoError:
+    """Our error for one of the library's. Its text is left out: it may hold a signed address."""
+    from huggingface_hub import constants, errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return _translated(error.__cause__, wanted)
+    if isinstance(error, errors.GatedRepoError):
+        return GatedModelError(
+            f"{wanted.repository} is gated: only who accepted its licence may download it (HTTP {status})",
+            remedy=f"Accept the licence at {constants.ENDPOINT}/{wanted.repository}, and set HF_TOKEN to a token "
+            "of that account.",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ModelNotFoundError(
+            f"the hub has no model {wanted.repository}, or it is private",
+            remedy="Check the spelling; for a private model set HF_TOKEN to a token that may read it.",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelNotFoundError(
+            f"{wanted.repository} has no revision {wanted.revision}",
+            remedy="Name a branch, a tag or a full commit of the model with --revision.",
+        )
+    if status in (401, 403):
+        return GatedModelError(
+            f"the hub refuses access to {wanted.repository} (HTTP {status})",
+            remedy="Set HF_TOKEN to a valid token that may read it.",
+        )
+    if isinstance(error, errors.EntryNotFoundError) and status is not None:
+        return ModelNotFoundError(
+            f"{wanted} lost a file while it was being downloaded", remedy="Try again, or name a --revision."
+        )
+    if status is not None:
+        why = f"the hub answered HTTP {status}"
+    elif isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EACCES,
+        errno.EROFS,
+    ):
+        return DownloadError(
+            f"cannot write to the hub's cache {_cache_folder()}: {error.strerror}",
+            remedy=f"Correct its permissions, or set {_CACHE_SETTING} to another folder.",
+        )
+    else:
+        why = f"no answer from {constants.ENDPOINT} ({type(error).__name__})"
+    return DownloadError(
+        f"{wanted} could not be downloaded: {why}",
+        remedy="Check the network, HTTPS_PROXY and HF_ENDPOINT, and try again.",
+    )

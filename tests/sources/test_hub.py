@@ -1,0 +1,554 @@
+"""The hub, played by a small server on this machine, through huggingface_hub's own client."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import huggingface_hub.constants
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from octavo.errors import (
+    DownloadError,
+    GatedModelError,
+    IncompatibleModelError,
+    InvalidParameterError,
+    ModelNotFoundError,
+    NotEnoughDiskError,
+    OctavoError,
+    UnsafeFileError,
+)
+from octavo.sources import hub
+from octavo.sources.resolve import resolve
+
+COMMIT, OLDER = "c" * 40, "b" * 40
+TOKEN = "hf_canaryCANARYcanary"
+SECRET_QUERY = "X-Amz-Signature=canary"
+
+
+@dataclass
+class FakeHub:
+    """Repositories by name: revision -> files. Every request is counted."""
+
+    url: str = ""
+    repositories: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=lambda: {"main": COMMIT})
+    gated: set[str] = field(default_factory=set)
+    status: int | None = None
+    stall_seconds: float = 0.0
+    damaged: set[str] = field(default_factory=set)
+    requests: list[str] = field(default_factory=list)
+    tokens: set[str | None] = field(default_factory=set)
+
+    def add(self, name: str, files: dict[str, bytes], commit: str = COMMIT) -> None:
+        self.repositories.setdefault(name, {})[commit] = files
+
+    def downloads(self) -> list[str]:
+        return [
+            request.partition("/resolve/")[2] for request in self.requests if request.startswith("GET /org")
+        ]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    hub: FakeHub
+
+    def do_GET(self) -> None:
+        self.respond(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self.respond(with_body=False)
+
+    def respond(self, *, with_body: bool) -> None:
+        hub, path = self.hub, unquote(urlsplit(self.path).path)
+        hub.requests.append(f"{self.command} {path}")
+        if "/org/" in path:  # the library has requests of its own
+            hub.tokens.add(self.headers.get("Authorization"))
+        time.sleep(hub.stall_seconds)
+        if hub.status is not None:
+            return self.answer(hub.status, b"an error page with " + SECRET_QUERY.encode(), with_body)
+        if path.startswith("/api/models/"):
+            name, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+            return self.listing(name, revision or "main", with_body)
+        name, _, rest = path.removeprefix("/").partition("/resolve/")
+        revision, _, file = rest.partition("/")
+        return self.file(name, revision, file, with_body)
+
+    def commit(self, name: str, revision: str) -> str | None:
+        """None after having answered with an error."""
+        if name not in self.hub.repositories:
+            self.fail(401, "RepoNotFound")
+            return None
+        commit = self.hub.branches.get(revision, revision)
+        if commit not in self.hub.repositories[name]:
+            self.fail(404, "RevisionNotFound")
+            return None
+        return commit
+
+    def listing(self, name: str, revision: str, with_body: bool) -> None:
+        commit = self.commit(name, revision)
+        if commit is None:
+            return
+        siblings = []
+        for file, data in self.hub.repositories[name][commit].items():
+            sibling = {"rfilename": file, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
+            if file.endswith((".safetensors", ".gguf", ".bin")):
+                sibling["lfs"] = {
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "size": len(data),
+                    "pointerSize": 100,
+                }
+            siblings.append(sibling)
+        body = json.dumps({"id": name, "modelId": name, "sha": commit, "siblings": siblings}).encode()
+        self.answer(200, body, with_body, {"Content-Type": "application/json"})
+
+    def file(self, name: str, revision: str, file: str, with_body: bool) -> None:
+        commit = self.commit(name, revision)
+        if commit is None:
+            return None
+        if name in self.hub.gated:
+            return self.fail(403, "GatedRepo")
+        files = self.hub.repositories[name][commit]
+        if file not in files:
+            return self.fail(404, "EntryNotFound")
+        data = files[file]
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit}
+        if file in self.hub.damaged:
+            data = bytes(len(data))
+        return self.answer(200, data, with_body, headers)
+
+    def fail(self, status: int, code: str) -> None:
+        self.answer(status, b"", self.command == "GET", {"X-Error-Code": code})
+
+    def answer(
+        self, status: int, body: bytes, with_body: bool, headers: dict[str, str] | None = None
+    ) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    fake = FakeHub()
+    handler = type("Bound", (Handler,), {"hub": fake})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    constants = huggingface_hub.constants  # read from HF_ENDPOINT and HF_HOME when the library is imported
+    monkeypatch.setattr(constants, "ENDPOINT", fake.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", fake.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("TRANSFORMERS_CACHE", "HF_HUB_CACHE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield fake
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def closed(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on nothing listens at the hub's address."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    )
+
+
+DOCUMENTS = {
+    "config.json": b'{"model_type": "llama"}',
+    "generation_config.json": b'{"top_k": 5}',
+    "tokenizer.json": b"{}",
+    "tokenizer_config.json": b'{"chat_template": "hello"}',
+}
+NOT_NEEDED = {
+    "README.md": b"x" * 1000,
+    "pytorch_model.bin": b"never",
+    "onnx/model.onnx": b"never",
+    "original/consolidated.00.pth": b"never",
+    "modeling_custom.py": b"raise SystemExit",
+}
+WEIGHTS = save({"a": np.arange(1000, dtype=np.float32)})
+SHARDS = {
+    "model-00001-of-00002.safetensors": save({"a": np.ones(300, np.float32)}),
+    "model-00002-of-00002.safetensors": save({"b": np.ones(500, np.float32)}),
+}
+INDEX = json.dumps({"weight_map": dict(zip("ab", SHARDS, strict=True))}).encode()
+SINGLE = DOCUMENTS | NOT_NEEDED | {"model.safetensors": WEIGHTS}
+SHARDED = DOCUMENTS | NOT_NEEDED | SHARDS | {"model.safetensors.index.json": INDEX}
+
+
+def raises(kind: type[OctavoError], *says: str, model: str = "org/name", **options: object) -> OctavoError:
+    with pytest.raises(kind) as caught:
+        resolve(model, **options)
+    error = caught.value
+    assert type(error) is kind
+    for part in says:
+        assert part in error.message
+    for part in (TOKEN, SECRET_QUERY, "Traceback"):
+        assert part not in error.message + error.remedy
+    assert error.remedy
+    return error
+
+
+# --- what works -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("files", "weights"), [(SINGLE, {"model.safetensors"}), (SHARDED, set(SHARDS))])
+def test_only_the_needed_files_are_fetched(
+    fake_hub: FakeHub, capfd, files: dict[str, bytes], weights: set[str]
+):
+    fake_hub.add("org/name", files)
+    seen: list[tuple[str, int, int | None]] = []
+    source = resolve("org/name", progress=lambda *facts: seen.append(facts))
+    assert source.location == "org/name"
+    assert source.revision == COMMIT
+    assert source.generation_config == {"top_k": 5}
+    assert source.chat_template == "hello"
+    assert source.notices == ()
+    assert {tensor.file.path.stat().st_size for tensor in source.tensors.values()} == {
+        len(files[name]) for name in weights
+    }
+    index = {"model.safetensors.index.json"} & set(files)
+    fetched = {request.partition("/")[2] for request in fake_hub.downloads()}
+    assert fetched == set(DOCUMENTS) | weights | index
+    assert {stage for stage, _, _ in seen} == {"downloading"}
+    done = [done for _, done, _ in seen]
+    assert done == sorted(done)
+    total = sum(len(files[name]) for name in (set(DOCUMENTS) | weights) - {"config.json"})
+    assert {total_bytes for _, _, total_bytes in seen} == {total}
+    assert done[-1] == total
+    assert fake_hub.tokens == {f"Bearer {TOKEN}"}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_second_start_downloads_nothing(fake_hub: FakeHub):
+    fake_hub.add("org/name", SHARDED)
+    first = resolve("org/name")
+    before = len(fake_hub.downloads())
+    seen: list[object] = []
+    second = resolve("org/name", progress=lambda *facts: seen.append(facts))
+    assert len(fake_hub.downloads()) == before
+    assert seen == []
+    assert second.fingerprint == first.fingerprint
+
+
+def test_a_pinned_commit_on_disk_asks_nobody(fake_hub: FakeHub):
+    fake_hub.add("org/name", SINGLE)
+    resolve("org/name", revision=COMMIT)
+    before = len(fake_hub.requests)
+    assert resolve("org/name", revision=COMMIT).revision == COMMIT
+    assert len(fake_hub.requests) == before
+
+
+def test_a_branch_is_pinned_to_its_commit(fake_hub: FakeHub):
+    fake_hub.branches["test"] = OLDER
+    fake_hub.add("org/name", SINGLE)
+    fake_hub.add("org/name", SINGLE | {"generation_config.json": b'{"top_k": 1}'}, OLDER)
+    older, newer = resolve("org/name", revision="test"), resolve("org/name")
+    assert (older.revision, newer.revision) == (OLDER, COMMIT)
+    assert older.generation_config == {"top_k": 1}
+    assert older.fingerprint != newer.fingerprint
+
+
+def test_a_branch_that_moves_during_the_download_gives_one_commit(fake_hub: FakeHub, monkeypatch):
+    fake_hub.add("org/name", SINGLE)
+    fake_hub.add("org/name", SHARDED | {"generation_config.json": b"{}"}, OLDER)
+    real = huggingface_hub.HfApi.model_info
+
+    def then_move(*args: object, **options: object) -> object:
+        info = real(*args, **options)
+        fake_hub.branches["main"] = OLDER
+        return info
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", then_move)
+    source = resolve("org/name")
+    assert source.revision == OLDER
+    assert source.generation_config == {}
+    assert set(source.tensors) == {"a", "b"}
+
+
+# --- without a network ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("files", [SINGLE, SHARDED])
+def test_offline_uses_what_is_there_and_asks_nobody(fake_hub: FakeHub, monkeypatch, files: dict[str, bytes]):
+    fake_hub.add("org/name", files)
+    online = resolve("org/name")
+    before = len(fake_hub.requests)
+    assert resolve("org/name", offline=True).fingerprint == online.fingerprint
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert resolve("org/name").fingerprint == online.fingerprint
+    assert len(fake_hub.requests) == before
+
+
+def test_offline_and_not_there(fake_hub: FakeHub):
+    error = raises(DownloadError, "org/name", "offline", offline=True)
+    assert "--offline" in error.remedy
+    assert fake_hub.requests == []
+
+
+def test_offline_and_only_a_part_there(fake_hub: FakeHub, tmp_path: Path):
+    fake_hub.add("org/name", SHARDED)
+    resolve("org/name")
+    (shard,) = (tmp_path / "cache").rglob("model-00002-of-00002.safetensors")
+    shard.unlink()
+    raises(DownloadError, "not all of it", offline=True)
+
+
+def test_no_connection(fake_hub: FakeHub, monkeypatch):
+    closed(fake_hub, monkeypatch)
+    error = raises(DownloadError, "org/name", "127.0.0.1:9")
+    assert "HF_ENDPOINT" in error.remedy
+
+
+def test_no_connection_but_downloaded_before(fake_hub: FakeHub, monkeypatch):
+    fake_hub.add("org/name", SINGLE)
+    online = resolve("org/name")
+    closed(fake_hub, monkeypatch)
+    source = resolve("org/name")
+    assert source.fingerprint == online.fingerprint
+    (notice,) = source.notices
+    assert COMMIT[:12] in notice
+    assert "could not be downloaded" in notice
+
+
+def test_a_hub_that_does_not_answer(fake_hub: FakeHub, monkeypatch):
+    monkeypatch.setattr(hub, "_TIMEOUT_SECONDS", 0.2)
+    fake_hub.stall_seconds = 1.0
+    start = time.monotonic()
+    raises(DownloadError, "no answer")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_hub_in_trouble(fake_hub: FakeHub, monkeypatch, status: int):
+    fake_hub.status = status
+    raises(DownloadError, f"HTTP {status}")
+
+
+# --- refusals -------------------------------------------------------------------------------------------
+
+
+def test_no_such_repository(fake_hub: FakeHub):
+    raises(ModelNotFoundError, "no model org/name")
+
+
+def test_no_such_revision(fake_hub: FakeHub):
+    fake_hub.add("org/name", SINGLE)
+    error = raises(ModelNotFoundError, "no revision typo", revision="typo")
+    assert "--revision" in error.remedy
+
+
+def test_gated(fake_hub: FakeHub):
+    fake_hub.add("org/name", SINGLE)
+    fake_hub.gated.add("org/name")
+    error = raises(GatedModelError, "org/name", "gated")
+    assert "HF_TOKEN" in error.remedy
+    assert f"{fake_hub.url}/org/name" in error.remedy
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_the_hub_does_not_take(fake_hub: FakeHub, status: int):
+    fake_hub.status = status
+    with pytest.raises(ModelNotFoundError) as caught:
+        resolve("org/name")
+    assert "HF_TOKEN" in caught.value.remedy
+    assert TOKEN not in caught.value.message + caught.value.remedy
+
+
+def test_pickles_are_refused_before_anything_is_downloaded(fake_hub: FakeHub):
+    fake_hub.add("org/name", DOCUMENTS | NOT_NEEDED)
+    raises(UnsafeFileError, "pytorch_model.bin")
+    assert fake_hub.downloads() == []
+
+
+def test_a_repository_without_weights(fake_hub: FakeHub):
+    fake_hub.add("org/name", {"README.md": b"x"})
+    raises(IncompatibleModelError, "README.md")
+
+
+@pytest.mark.parametrize("shard", ["../../../../escaped.safetensors", "/tmp/escaped.safetensors"])
+def test_a_hostile_index_writes_nothing_outside(fake_hub: FakeHub, tmp_path: Path, shard: str):
+    index = json.dumps({"weight_map": {"a": shard}}).encode()
+    fake_hub.add("org/name", SHARDED | {"model.safetensors.index.json": index, shard: WEIGHTS})
+    raises(UnsafeFileError, "no plain file name")
+    assert {path.name for path in tmp_path.iterdir()} == {"cache"}
+
+
+def test_an_index_that_names_a_missing_shard(fake_hub: FakeHub):
+    files = SHARDED.copy()
+    del files["model-00002-of-00002.safetensors"]
+    fake_hub.add("org/name", files)
+    raises(ModelNotFoundError, "model-00002-of-00002.safetensors")
+
+
+@pytest.mark.parametrize("revision", ["../../etc/passwd", "a b", "", "-x", "a" * 300])
+def test_a_revision_that_can_be_none(fake_hub: FakeHub, revision: str):
+    error = raises(InvalidParameterError, revision=revision)
+    assert error.parameter == "revision"
+    assert fake_hub.requests == []
+
+
+def test_too_little_disk(fake_hub: FakeHub, monkeypatch, tmp_path: Path):
+    fake_hub.add("org/name", SINGLE)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    error = raises(NotEnoughDiskError, "1000 bytes are free")
+    needed = sum(len(data) for name, data in SINGLE.items() if name in (*DOCUMENTS, "model.safetensors"))
+    assert error.needed_bytes == needed - len(DOCUMENTS["config.json"])
+    assert error.available_bytes == 1000
+    assert "HF_HOME" in error.remedy
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_a_disk_that_fills_up_on_the_way(fake_hub: FakeHub, monkeypatch):
+    fake_hub.add("org/name", SINGLE)
+    real = huggingface_hub.hf_hub_download
+
+    def full(repository: str, name: str, **options: object) -> str:
+        if name == "model.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return str(real(repository, name, **options))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    error = raises(NotEnoughDiskError, "org/name")
+    assert error.needed_bytes == len(WEIGHTS)
+
+
+def test_a_file_that_arrives_damaged_is_not_kept(fake_hub: FakeHub):
+    fake_hub.add("org/name", SINGLE)
+    fake_hub.damaged.add("model.safetensors")
+    raises(DownloadError, "model.safetensors", "SHA-256")
+    raises(DownloadError, "not all of it", offline=True)
+    fake_hub.damaged.clear()
+    assert set(resolve("org/name").tensors) == {"a"}
+
+
+# --- GGUF -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gguf_repository(fake_hub: FakeHub, write_gguf) -> FakeHub:
+    data = write_gguf("source.gguf").read_bytes()
+    names = ["name-Q8_0.gguf", "name-Q4_1.gguf", "sub/name-F16.gguf", "split-00001-of-00002.gguf"]
+    fake_hub.add("org/name", dict.fromkeys(names, data) | {"mmproj-name.gguf": b"x", "config.json": b"{}"})
+    return fake_hub
+
+
+def test_a_gguf_repository_is_not_chosen_from(gguf_repository: FakeHub):
+    error = raises(ModelNotFoundError, "name-Q8_0.gguf", "name-Q4_1.gguf", "sub/name-F16.gguf")
+    assert "mmproj" not in error.message
+    assert "-m org/name:name-Q4_1.gguf" in error.remedy
+    assert gguf_repository.downloads() == []
+
+
+@pytest.mark.parametrize("name", ["name-Q8_0.gguf", "sub/name-F16.gguf"])
+def test_a_named_gguf_file(gguf_repository: FakeHub, name: str):
+    source = resolve(f"org/name:{name}")
+    assert source.location == f"org/name:{name}"
+    assert source.revision == COMMIT
+    assert source.naming == "gguf"
+    assert gguf_repository.downloads() == [f"main/{name}"]
+    assert resolve(f"org/name:{name}", offline=True).fingerprint == source.fingerprint
+
+
+def test_a_gguf_file_that_is_not_there(gguf_repository: FakeHub):
+    error = raises(ModelNotFoundError, "no file name-Q2_K.gguf", model="org/name:name-Q2_K.gguf")
+    assert "name-Q4_1.gguf" in error.remedy
+
+
+def test_a_part_of_a_split_gguf_is_refused_before_it_is_downloaded(gguf_repository: FakeHub):
+    raises(IncompatibleModelError, "2 parts", model="org/name:split-00001-of-00002.gguf")
+    assert gguf_repository.downloads() == []
+
+
+def test_a_gguf_file_outside_the_repository(gguf_repository: FakeHub):
+    raises(InvalidParameterError, model="org/name:../../x.gguf")
+    assert gguf_repository.requests == []
+
+
+# --- the cache ------------------------------------------------------------------------------------------
+
+
+def test_cached_models_are_listed_and_removed(fake_hub: FakeHub, tmp_path: Path):
+    assert hub.cached_models() == ()
+    fake_hub.add("org/name", SINGLE)
+    fake_hub.add("org/other", SHARDED)
+    resolve("org/name")
+    resolve("org/other")
+    first, second = hub.cached_models()
+    assert (first.name, second.name) == ("org/name", "org/other")
+    assert first.commits == (COMMIT,)
+    assert first.size_bytes >= len(WEIGHTS)
+    assert hub.remove_cached("org/name") == first.size_bytes
+    assert [model.name for model in hub.cached_models()] == ["org/other"]
+    raises(DownloadError, offline=True)
+    with pytest.raises(ModelNotFoundError, match="org/name"):
+        hub.remove_cached("org/name")
+
+
+def test_transformers_cache_is_used_where_only_that_is_set(fake_hub: FakeHub, monkeypatch, tmp_path: Path):
+    fake_hub.add("org/name", SINGLE)
+    monkeypatch.setenv("TRANSFORMERS_CACHE", str(tmp_path / "older"))
+    resolve("org/name")
+    assert (tmp_path / "older" / "models--org--name").is_dir()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    resolve("org/name")
+    assert (tmp_path / "cache" / "models--org--name").is_dir()
+
+
+SCRIPT = """
+from octavo.sources.resolve import resolve
+source = resolve("org/name")
+assert source.revision, source
+"""
+
+
+def test_in_a_process_of_its_own_by_environment_variables_and_in_silence(fake_hub: FakeHub, tmp_path: Path):
+    fake_hub.add("org/name", SINGLE)
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": fake_hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "0",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+    assert (tmp_path / "home" / "hub" / "models--org--name").is_dir()
