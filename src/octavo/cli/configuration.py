@@ -1,0 +1,103 @@
+"""Which setting holds, and where it was said: flag, then OCTAVO_*, then [models.NAME], then octavo.toml.
+
+octavo.toml is read in the working folder, then in the user's config folder. What nobody said stays at the
+dataclass default, and the model's own values come in later (`octavo.validate`). Reading the layers is
+`octavo.cli.layers`' work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from octavo.cli.layers import Alias, File, Layer, Said, read_environment, read_file
+from octavo.errors import UsageError
+from octavo.settings import SamplingParams, Settings
+
+FILE_NAME = "octavo.toml"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Resolved:
+    """What holds for one model. `origins` names the layer of each field that was said anywhere."""
+
+    settings: Settings
+    sampling: SamplingParams
+    origins: Mapping[str, str]
+    fallback: str | None
+    """The model to take where this one is missing or does not fit."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Configuration:
+    """All that was said, layer by layer, before a model is chosen."""
+
+    flags: Layer
+    environment: Layer
+    files: tuple[File, ...]
+    notices: tuple[str, ...]
+
+    def resolve(self, model: str | None = None) -> Resolved:
+        """Let the layers speak in order; `model`, a fallback's name, stands in for the one asked for."""
+        files = [file.layer for file in self.files]
+        said = _first_said([self.flags, self.environment, *files])
+        if model is not None:
+            said["model"] = Said(model, "fallback")
+        asked = said["model"].value if "model" in said else None
+        alias = None if asked is None else self.alias(asked)
+        if alias is not None:
+            target = alias.layer.get("model", said["model"])
+            said = {**_first_said([self.flags, self.environment, alias.layer, *files]), "model": target}
+        values = {name: each.value for name, each in said.items()}
+        return Resolved(
+            settings=Settings(**_of(Settings, values)),
+            sampling=SamplingParams(**_of(SamplingParams, values)),
+            origins={name: each.origin for name, each in said.items()},
+            fallback=None if alias is None else alias.fallback,
+        )
+
+    def alias(self, name: str) -> Alias | None:
+        """`[models.NAME]`, from the first file that has it."""
+        found = (file.aliases[name] for file in self.files if name in file.aliases)
+        return next(found, None)
+
+
+def read_configuration(said: Mapping[str, Any]) -> Configuration:
+    """`said` are the flags given on the command line. Raises UsageError where a layer cannot be read."""
+    from platformdirs import user_config_path
+
+    environment, notices = read_environment(Settings, SamplingParams)
+    folders = (Path(), user_config_path("octavo", appauthor=False))
+    configuration = Configuration(
+        flags={name: Said(value, "flag") for name, value in said.items()},
+        environment=environment,
+        files=tuple(read_file(folder / FILE_NAME, Settings, SamplingParams) for folder in folders),
+        notices=notices,
+    )
+    _refuse_fallback_loops(configuration)
+    return configuration
+
+
+def _refuse_fallback_loops(configuration: Configuration) -> None:
+    for start in {name for file in configuration.files for name in file.aliases}:
+        passed = [start]
+        while (alias := configuration.alias(passed[-1])) is not None and alias.fallback is not None:
+            if alias.fallback in passed:
+                raise UsageError(
+                    f"the fallback of [models.{passed[-1]}] leads back to {alias.fallback}",
+                    remedy=f"Let the chain {' -> '.join([*passed, alias.fallback])} end in {FILE_NAME}.",
+                )
+            passed.append(alias.fallback)
+
+
+def _first_said(layers: list[Layer]) -> dict[str, Said]:
+    chosen: dict[str, Said] = {}
+    for layer in layers:
+        chosen = {**layer, **chosen}
+    return chosen
+
+
+def _of(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}

@@ -1,0 +1,44 @@
+"""What a finished request is said to have been: one line for a person, one object for --json.
+
+Every number is measured: `Completion.timings`, `Completion.usage` and `LLM.info()`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from octavo.types import Completion, FinishReason
+
+
+def facts_line(done: Completion, info: Mapping[str, Any]) -> str:
+    """`MODEL, int8 on cpu (reference): 37 prompt + 64 new tokens, 31.2 tok/s, ...`."""
+    from octavo.plan import readable_bytes
+
+    timings = done.timings
+    facts = [f"{done.usage.prompt_tokens} prompt + {done.usage.completion_tokens} new tokens"]
+    if done.finish_reason is FinishReason.LENGTH:
+        facts[0] += " (cut at the limit)"
+    if timings.decode_tokens_per_second is not None:
+        facts.append(f"{timings.decode_tokens_per_second:.1f} tok/s")
+    if timings.first_token_seconds is not None:
+        facts.append(f"first token {timings.first_token_seconds:.2f} s")
+    facts += [f"load {info['load_seconds']:.2f} s", readable_bytes(sum(info["memory"].values()))]
+    facts.append(f"seed {done.seed}")
+    return f"{info['model']}, {info['quant']} on {info['device']} ({info['runner']}): {', '.join(facts)}"
+
+
+def completion_json(done: Completion) -> dict[str, Any]:
+    return dataclasses.asdict(done) | {"usage": _usage_json(done)}
+
+
+def facts_json(done: Completion, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The completion and the model's facts in one object; `load_seconds` stands with the other timings."""
+    facts = completion_json(done)
+    rest = {name: value for name, value in info.items() if name != "load_seconds"}
+    return {**facts, "timings": {"load_seconds": info["load_seconds"], **facts["timings"]}, **rest}
+
+
+def _usage_json(done: Completion) -> dict[str, int]:
+    return dataclasses.asdict(done.usage) | {"total_tokens": done.usage.total_tokens}

@@ -1,0 +1,145 @@
+"""Reads what was said in OCTAVO_* variables and in octavo.toml.
+
+Every field is a variable and a key of its name: a top-level key for the first class (`Settings`), a key of
+`[sampling]` for the second (`SamplingParams`). Which layer wins is `octavo.cli.configuration`'s work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from octavo.cli.fields import VARIABLE_PREFIX, is_negated, variable_name
+from octavo.errors import UsageError
+
+_NOT_SETTINGS = ("OCTAVO_DEBUG", "OCTAVO_TEST_MODEL")
+_SAMPLING = "sampling"
+_ALIASES = "models"
+_FALLBACK = "fallback"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Said:
+    """A value and where it was said, in words for the user."""
+
+    value: Any
+    origin: str
+
+
+Layer = Mapping[str, Said]
+"""Field name -> what was said, over the fields of both dataclasses (whose names never clash)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Alias:
+    """`[models.NAME]`: what holds when the user asks for the model NAME."""
+
+    layer: Layer
+    fallback: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class File:
+    """What one octavo.toml says."""
+
+    layer: Layer
+    aliases: Mapping[str, Alias]
+
+
+def read_environment(*classes: type) -> tuple[Layer, tuple[str, ...]]:
+    """What the variables say, and a notice for each variable that looks like a misspelled setting.
+
+    An empty variable says nothing. Raises InvalidParameterError where a value has the wrong type.
+    """
+    fields = {variable_name(field): field for cls in classes for field in dataclasses.fields(cls)}
+    present = [name for name in os.environ if name.startswith(VARIABLE_PREFIX)]
+    notices = tuple(
+        f"{name} is not a setting: did you mean {close}?"
+        for name in present
+        if name not in fields and name not in _NOT_SETTINGS
+        for close in difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
+    )
+    if not any(os.environ[name] for name in present if name in fields):
+        return {}, notices
+    from pydantic import ValidationError
+
+    from octavo.cli import schema
+
+    try:
+        found = schema.given(schema.variables(fields, classes)())
+    except ValidationError as error:
+        first: Any = error.errors(include_url=False)[0]
+        variable = first["loc"][0]
+        first |= {"input": os.environ[variable], "loc": (fields[variable].name,)}
+        raise schema.explain(first, variable, "the environment, or unset it", ()) from error
+    layer = {}
+    for variable, field in fields.items():
+        if field.name in found:
+            value = found[field.name]
+            layer[field.name] = Said(not value if is_negated(field) else value, variable)
+    return layer, notices
+
+
+def read_file(path: Path, settings: type, sampling: type) -> File:
+    """What an octavo.toml says; nothing where there is none.
+
+    Raises UsageError where it is not TOML or has an unknown key, InvalidParameterError where a value has
+    the wrong type.
+    """
+    import tomllib
+
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return File({}, {})
+    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise UsageError(
+            f"cannot read {path}: {error}", remedy=f"Correct {path}, or move it away."
+        ) from error
+    from pydantic import ValidationError
+
+    from octavo.cli import schema
+
+    sampled = schema.table(sampling)
+    nested = {_SAMPLING: (sampled, sampled())}
+    alias = schema.table(settings, **nested, **{_FALLBACK: (str | None, None)})
+    whole = schema.table(settings, **nested, **{_ALIASES: (dict[str, alias], {})})  # type: ignore[valid-type]
+    try:
+        found = schema.strict(whole, data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _explain(first, path, schema.names(settings), schema.names(sampling)) from error
+    return File(
+        _layer(found, str(path)),
+        {
+            name: Alias(_layer(each, f"[{_ALIASES}.{name}] in {path}"), each.fallback)
+            for name, each in getattr(found, _ALIASES).items()
+        },
+    )
+
+
+def _layer(found: Any, origin: str) -> Layer:
+    from octavo.cli import schema
+
+    given = {**schema.given(found), **schema.given(getattr(found, _SAMPLING))}
+    return {
+        name: Said(v, origin) for name, v in given.items() if name not in (_SAMPLING, _ALIASES, _FALLBACK)
+    }
+
+
+def _explain(first: Any, path: Path, settings: list[str], sampling: list[str]) -> UsageError:
+    from octavo.cli import schema
+
+    *tables, key = (str(part) for part in first["loc"])
+    in_sampling = tables == [_SAMPLING] or len(tables) == 3
+    known = sampling if in_sampling else [*settings, _SAMPLING, _FALLBACK if tables else _ALIASES]
+    where = f"{path}: {key} in [{'.'.join(tables)}]" if tables else f"{path}: {key}"
+    misplaced = [] if in_sampling else difflib.get_close_matches(key, sampling, n=1)
+    if misplaced and not difflib.get_close_matches(key, known, n=1):
+        table = ".".join([*tables, _SAMPLING])
+        return UsageError(f"{where} is not a known key", remedy=f"{misplaced[0]} belongs in [{table}].")
+    return schema.explain(first, where, str(path), known)

@@ -1,0 +1,76 @@
+"""`octavo plan`: what a load would do and need, from headers alone; a load that cannot fit is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from octavo.cli.configuration import read_configuration
+from octavo.cli.options import Given, accepts, with_model
+from octavo.cli.output import note_all, write_json, write_table
+from octavo.cli.progress import progress_bars
+from octavo.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from octavo.plan import LoadPlan
+
+
+@accepts(Settings)
+def plan(
+    name: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The same as --model.")] = None,
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    said: Given,
+) -> None:
+    """Show what loading a model would do: runner, formats, memory by part, context, and why."""
+    configuration = read_configuration(with_model(said, name))
+    note_all(configuration.notices)
+    from octavo.loading import plan_model
+
+    with progress_bars() as progress:
+        planned = plan_model(configuration.resolve().settings, progress=progress)
+    note_all(planned.notices)
+    if json:
+        write_json(planned.plan.to_json())
+        return
+    from rich.text import Text
+
+    reasons = Text("\n".join(f"- {reason}" for reason in planned.plan.reasons))
+    write_table(_weights(planned.plan), _memory(planned.plan), reasons)
+
+
+def _weights(made: LoadPlan) -> Table:
+    from rich.table import Table
+
+    from octavo.plan import readable_bytes
+
+    table = Table(title="Weights", title_justify="left", box=None, pad_edge=False)
+    table.add_column("format")
+    for column in ("tensors", "in the file", "packed"):
+        table.add_column(column, justify="right")
+    for part in made.weights:
+        sizes = (readable_bytes(part.file_bytes), readable_bytes(part.packed_bytes))
+        table.add_row(part.format, str(part.tensors), *sizes)
+    table.add_row("all", "", readable_bytes(made.file_bytes), readable_bytes(made.packed_bytes))
+    return table
+
+
+def _memory(made: LoadPlan) -> Table:
+    from rich.table import Table
+
+    from octavo.plan import readable_bytes
+
+    table = Table(title="Memory", title_justify="left", box=None, pad_edge=False)
+    table.add_column("where")
+    table.add_column("part")
+    table.add_column("bytes", justify="right")
+    for pool in made.pools:
+        for name, count in pool.parts.items():
+            table.add_row(pool.name, name, readable_bytes(count))
+        table.add_row(pool.name, "running, all", readable_bytes(pool.running_bytes))
+        table.add_row(pool.name, "peak while loading", readable_bytes(pool.load_peak_bytes))
+        table.add_row(pool.name, "usable", readable_bytes(pool.usable_bytes))
+    return table

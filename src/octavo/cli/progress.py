@@ -1,0 +1,40 @@
+"""Progress bars for long stages (downloading, packing, loading) on standard error, where it is a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from octavo.cli.output import stderr_console
+from octavo.types import Progress
+
+if TYPE_CHECKING:
+    import rich.progress
+
+
+class Bars:
+    """The `Progress` that a load reports to: one bar a stage, in the order they begin."""
+
+    def __init__(self, display: rich.progress.Progress) -> None:
+        self._display = display
+        self._tasks: dict[str, rich.progress.TaskID] = {}
+
+    def __call__(self, stage: str, done_bytes: int, total_bytes: int | None) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._display.add_task(stage, total=total_bytes)
+        self._display.update(self._tasks[stage], completed=done_bytes, total=total_bytes)
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Progress | None]:
+    """Bars while the work lasts, gone after it; None where nobody watches."""
+    console = stderr_console()
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as display:
+        yield Bars(display)
