@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import pydoc_data.topics
 from dataclasses import asdict
 
-import pydoc_data.topics
-
-from octavo.evaluate.divergence import Divergence, divergence
+from octavo.evaluate.divergence import Divergence, divergences
 from octavo.evaluate.logits import SegmentLogits
 from octavo.models import build_model
 from octavo.quant.logical_layout import REF1
@@ -56,11 +55,9 @@ def measure(model: str | None, tokens: int) -> dict[str, tuple[Divergence, int]]
     source = resolve(model)
     text = segments(source, tokens)
     truth, _ = logits_in(source, "none")
-    found = {}
-    for quant in FORMATS:
-        other, nbytes = logits_in(source, quant)
-        found[quant] = (divergence(truth, other, text), nbytes)
-    return found
+    models = {quant: logits_in(source, quant) for quant in FORMATS}
+    found = divergences(truth, {quant: model for quant, (model, _) in models.items()}, text)
+    return {quant: (found[quant], nbytes) for quant, (_, nbytes) in models.items()}
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ PROMPT = list(range(1000, 1064))
 def write_checkpoint(folder: Path) -> None:
     """The default model as transformers would store it in bf16."""
     source = resolve(None)
-    spec, parameters = build_model(source.config, source.naming)
+    _spec, parameters = build_model(source.config, source.naming)
     _, theirs = build_model(source.config, "huggingface")
     weights = open_weights(
         model=source.location,

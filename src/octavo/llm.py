@@ -96,7 +96,7 @@ class LLM:
         )
         self._defaults = read_sampling_defaults(source.generation_config)
         loaded = load_backend(planned, progress=progress)
-        self._notices = list(dict.fromkeys((*planned.notices, *self._defaults.notices, *loaded.notices)))
+        self._notices = list(dict.fromkeys((*source.notices, *self._defaults.notices, *loaded.notices)))
         self._packed_from_cache = loaded.packed_from_cache
         self._driver = Driver(loaded.backend)
         self._load_seconds = time.perf_counter() - started
@@ -204,7 +204,7 @@ class LLM:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What the user should know: how the device was chosen, a system message merged, a cache rebuilt."""
+        """What the user should know: a system message merged, a cache entry rebuilt, the hub not reached."""
         return tuple(self._notices)
 
     def info(self) -> dict[str, Any]:
@@ -216,7 +216,9 @@ class LLM:
             "model": source.location,
             "revision": source.revision,
             "quant": _quant_name(self._planned),
+            "quantized_as": list(source.quantized_as),
             "device": plan.config.device,
+            "device_reason": self._planned.device_reason,
             "runner": plan.runner,
             "dtype": plan.dtypes.compute,
             "kv_dtype": plan.dtypes.kv,

@@ -37,7 +37,8 @@ class PlannedModel:
     spec: ModelSpec
     parameters: tuple[Parameter, ...]
     plan: LoadPlan
-    notices: tuple[str, ...]
+    device_reason: str
+    """How the device was chosen; for auto, why not a better one."""
 
 
 def plan_model(settings: Settings, *, progress: Progress | None = None) -> PlannedModel:
@@ -72,10 +73,7 @@ def plan_model(settings: Settings, *, progress: Progress | None = None) -> Plann
         device=device,
         alternatives={name: formats(name) for name in _SMALLER_QUANTS if name != settings.quant},
     )
-    notices = source.notices
-    if settings.device == "auto" and device.device == "cpu":
-        notices = (*notices, device.reason)
-    return PlannedModel(settings, source, spec, parameters, plan, notices)
+    return PlannedModel(settings, source, spec, parameters, plan, device.reason)
 
 
 @dataclass(frozen=True, slots=True)

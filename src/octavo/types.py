@@ -84,8 +84,10 @@ class ModelSource:
     chat_template: str | None
     tensors: Mapping[str, TensorRef]
     fingerprint: str
+    quantized_as: tuple[str, ...] = ()
+    """Block-quantized types of the weights (q4_1, ...), the one with most bytes first; () in full precision."""
     notices: tuple[str, ...] = ()
-    """Facts the user should see, e.g. "full precision here is the dequantized Q4_1 file"."""
+    """What the user should know of how the model was found, e.g. that the hub could not be reached."""
 
 
 class Progress(Protocol):

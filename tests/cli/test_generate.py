@@ -19,8 +19,8 @@ def test_the_text_alone_on_standard_output_and_one_line_of_facts(cli):
     done = cli("generate", "hello")
     assert (done.code, done.out) == (0, "The sky is blue.\n")
     assert done.err_lines == [
-        "fake, int8 on cpu (reference): 3 prompt + 4 new tokens, 12.5 tok/s, first token 0.50 s, load 0.25 s, "
-        "4 MiB, seed 7"
+        "fake, int8 from q4_1 on cpu (reference; auto found no usable GPU (cuda: none)): 3 prompt + 4 new "
+        "tokens, 12.5 tok/s, first token 0.50 s, load 0.25 s, 4 MiB, seed 7"
     ]
     assert cli.llm.closed == 1
 
@@ -118,7 +118,7 @@ def test_json_is_one_object_with_all_facts(cli):
 
 
 def test_notices_come_before_the_facts(cli):
-    cli.llm.notices = ("full precision here is the dequantized Q4_1 file",)
+    cli.llm.notices = ("the packed weights were damaged and are made again",)
     done = cli("generate", "hello")
     assert done.err_lines[0] == cli.llm.notices[0]
     assert len(done.err_lines) == 2

@@ -26,7 +26,8 @@ def test_a_completion_carries_its_facts(llm):
     for entry, token in zip(done.logprobs, done.token_ids, strict=True):
         assert entry.token_id == token
         values = [value for _, value in entry.top]
-        assert len(values) == 3 and values == sorted(values, reverse=True)
+        assert len(values) == 3
+        assert values == sorted(values, reverse=True)
     assert done.timings.first_token_seconds <= done.timings.total_seconds
 
 
@@ -55,7 +56,8 @@ def test_several_prompts_give_what_each_gives_alone(llm):
 def test_a_stream_is_the_completion_in_pieces(llm):
     events = list(llm.stream(PROMPT, GREEDY))
     done = events[-1].completion
-    assert done == pytest.approx(done) and done.token_ids == llm.generate(PROMPT, GREEDY).token_ids
+    assert done == pytest.approx(done)
+    assert done.token_ids == llm.generate(PROMPT, GREEDY).token_ids
     assert sum((event.token_ids for event in events), ()) == done.token_ids
     assert all(event.completion is None for event in events[:-1])
 
@@ -92,7 +94,9 @@ def test_score_agrees_with_the_logprobs_of_generation(llm):
 
 
 def test_threads_get_their_own_answers(llm):
-    expected = {seed: llm.generate([seed, 1], SamplingParams(max_new_tokens=16, seed=seed)) for seed in range(8)}
+    expected = {
+        seed: llm.generate([seed, 1], SamplingParams(max_new_tokens=16, seed=seed)) for seed in range(8)
+    }
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(
             lambda seed: llm.generate([seed, 1], SamplingParams(max_new_tokens=16, seed=seed)), range(8)
@@ -119,7 +123,8 @@ def test_threads_get_their_own_answers(llm):
 def test_bad_input_is_refused_and_nothing_is_lost(llm, prompt, params, error):
     with pytest.raises(error) as caught:
         llm.generate(prompt, params)
-    assert caught.value.message and caught.value.remedy
+    assert caught.value.message
+    assert caught.value.remedy
     assert llm.generate(PROMPT, GREEDY).token_ids
 
 

@@ -20,7 +20,8 @@ def test_chat_ends_by_itself_and_shows_no_control_token(default_llm):
         [{"role": "user", "content": "Say hello."}], SamplingParams(temperature=0, max_new_tokens=200)
     )
     assert done.finish_reason is FinishReason.STOP
-    assert done.text and "<|im_end|>" not in done.text
+    assert done.text
+    assert "<|im_end|>" not in done.text
 
 
 def test_deltas_join_to_the_text(default_llm):

@@ -20,15 +20,15 @@ from octavo.runners.reference.model import ReferenceModel
 torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
 
 VOCABULARY = 96
-_LLAMA: dict[str, Any] = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=64,
-    intermediate_size=112,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-)
+_LLAMA: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
 _GEMMA2: dict[str, Any] = dict(
     _LLAMA,
     head_dim=24,
@@ -38,14 +38,14 @@ _GEMMA2: dict[str, Any] = dict(
     final_logit_softcapping=1.5,
     num_hidden_layers=4,
 )
-_LLAMA3_ROPE = dict(
-    rope_type="llama3",
-    factor=8.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_position_embeddings=64,
-    rope_theta=10000.0,
-)
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+}
 CASES = {
     "llama": LlamaConfig(**_LLAMA),
     "llama-tied-mha": LlamaConfig(**{**_LLAMA, "num_key_value_heads": 4}, tie_word_embeddings=True),

@@ -52,8 +52,7 @@ def test_a_quantized_file_says_what_full_precision_means(write_gguf):
             "large.weight": gguf.GGMLQuantizationType.Q4_1,
         },
     )
-    (notice,) = load_gguf(path, location="tiny").notices
-    assert notice == "weights are stored as Q4_1 and Q8_0: full precision here is the dequantized file"
+    assert load_gguf(path, location="tiny").quantized_as == ("q4_1", "q8_0")
 
 
 def test_a_file_without_tokenizer_or_template_still_loads(write_gguf):
@@ -117,6 +116,4 @@ def test_default_model_fits_its_spec(default_model_path: Path):
         assert source.tensors[parameter.source].shape == parameter.shape
     assert source.generation_config["eos_token_id"] == [2]
     assert "<|im_start|>" in source.chat_template
-    assert source.notices == (
-        "weights are stored as Q4_1 and Q8_0: full precision here is the dequantized file",
-    )
+    assert source.quantized_as == ("q4_1", "q8_0")

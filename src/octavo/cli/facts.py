@@ -9,11 +9,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from octavo.types import Completion, FinishReason
+from octavo.types import Completion, FinishReason, ModelSource
 
 
 def facts_line(done: Completion, info: Mapping[str, Any]) -> str:
-    """`MODEL, int8 on cpu (reference): 37 prompt + 64 new tokens, 31.2 tok/s, ...`."""
+    """`MODEL, int8 from q4_1 on cpu (reference; no GPU): 37 prompt + 64 new tokens, 31.2 tok/s, ...`."""
     from octavo.plan import readable_bytes
 
     timings = done.timings
@@ -26,7 +26,11 @@ def facts_line(done: Completion, info: Mapping[str, Any]) -> str:
         facts.append(f"first token {timings.first_token_seconds:.2f} s")
     facts += [f"load {info['load_seconds']:.2f} s", readable_bytes(sum(info["memory"].values()))]
     facts.append(f"seed {done.seed}")
-    return f"{info['model']}, {info['quant']} on {info['device']} ({info['runner']}): {', '.join(facts)}"
+    stored = " + ".join(info["quantized_as"])
+    weights = info["quant"] if stored in ("", info["quant"]) else f"{info['quant']} from {stored}"
+    # What was asked for needs no reason; what auto fell back to does.
+    why = "" if info["device_reason"].startswith("as asked") else f"; {info['device_reason']}"
+    return f"{info['model']}, {weights} on {info['device']} ({info['runner']}{why}): {', '.join(facts)}"
 
 
 def completion_json(done: Completion) -> dict[str, Any]:
@@ -42,3 +46,9 @@ def facts_json(done: Completion, info: Mapping[str, Any]) -> dict[str, Any]:
 
 def _usage_json(done: Completion) -> dict[str, int]:
     return dataclasses.asdict(done.usage) | {"total_tokens": done.usage.total_tokens}
+
+
+def storage_facts(source: ModelSource) -> list[str]:
+    """What "full precision" means for a checkpoint that is quantized already."""
+    names = " and ".join(name.upper() for name in source.quantized_as)
+    return [f"weights are stored as {names}: full precision here is the dequantized file"] if names else []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octavo.cli.configuration import read_configuration
+from octavo.cli.facts import storage_facts
 from octavo.cli.options import Given, accepts, with_model
 from octavo.cli.output import note, note_all, write_json, write_table
 from octavo.cli.progress import progress_bars
@@ -103,7 +104,7 @@ def show(name: _Name = _DEFAULT, *, json: _Json = False, said: Given) -> None:
     for key, value in facts.items():
         table.add_row(key.replace("_", " "), Text(_in_words(key, value)))
     write_table(table)
-    note_all(source.notices)
+    note_all((*storage_facts(source), *source.notices))
 
 
 @app.command("rm")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from octavo.cli.configuration import read_configuration
+from octavo.cli.facts import storage_facts
 from octavo.cli.options import Given, accepts, with_model
 from octavo.cli.output import note_all, write_json, write_table
 from octavo.cli.progress import progress_bars
@@ -32,13 +33,14 @@ def plan(
 
     with progress_bars() as progress:
         planned = plan_model(configuration.resolve().settings, progress=progress)
-    note_all(planned.notices)
+    note_all(planned.source.notices)
     if json:
         write_json(planned.plan.to_json())
         return
     from rich.text import Text
 
-    reasons = Text("\n".join(f"- {reason}" for reason in planned.plan.reasons))
+    said_of = [*planned.plan.reasons, *storage_facts(planned.source)]
+    reasons = Text("\n".join(f"- {reason}" for reason in said_of))
     write_table(_weights(planned.plan), _memory(planned.plan), reasons)
 
 

@@ -3,7 +3,7 @@ agreement. Shape letters: T tokens, V vocabulary."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,18 +22,26 @@ class Divergence:
     tokens: int
 
 
-def divergence(truth: LogitsOf, other: LogitsOf, segments: Iterable[Sequence[int]]) -> Divergence:
-    """KL(truth || other) in nats a token, in float64, one segment's logits in memory at a time."""
-    kls, agreements = [], []
+def divergences(
+    truth: LogitsOf, others: Mapping[str, LogitsOf], segments: Iterable[Sequence[int]]
+) -> dict[str, Divergence]:
+    """KL(truth || other) in nats a token, in float64, for each of the others; one segment's logits at a time."""
+    kls: dict[str, list[torch.Tensor]] = {name: [] for name in others}
+    agreements: dict[str, list[torch.Tensor]] = {name: [] for name in others}
     for segment in segments:
-        p, q = truth(segment), other(segment)
-        agreements.append(p.argmax(-1) == q.argmax(-1))
-        p, q = p.double().log_softmax(-1), q.double().log_softmax(-1)
-        kls.append((p.exp() * (p - q)).sum(-1))
-    kl = torch.cat(kls)
+        expected = truth(segment)
+        best, logs = expected.argmax(-1), expected.double().log_softmax(-1)
+        for name, other in others.items():
+            found = other(segment)
+            agreements[name].append(best == found.argmax(-1))
+            kls[name].append((logs.exp() * (logs - found.double().log_softmax(-1))).sum(-1))
+    return {name: _summary(torch.cat(kls[name]), torch.cat(agreements[name])) for name in others}
+
+
+def _summary(kl: torch.Tensor, agreement: torch.Tensor) -> Divergence:
     return Divergence(
         kl_nats=float(kl.mean()),
         standard_error=float(kl.std() / len(kl) ** 0.5),
-        top1_agreement=float(torch.cat(agreements).double().mean()),
+        top1_agreement=float(agreement.double().mean()),
         tokens=len(kl),
     )

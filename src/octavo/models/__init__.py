@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from octavo.errors import ModelFormatError, UnsupportedConfigError
+from octavo.errors import ModelFormatError, UnsafeFileError, UnsupportedConfigError
 from octavo.models.config_reader import ConfigReader
 from octavo.models.naming import parameters
 from octavo.models.parameters import Parameter
@@ -32,6 +32,11 @@ def build_model(config: Mapping[str, Any], naming: TensorNaming) -> tuple[ModelS
         raise ModelFormatError(
             "the config does not say its model_type",
             remedy="Point at a folder whose config.json came with the model.",
+        )
+    if model_type not in _FAMILIES and config.get("auto_map"):
+        raise UnsafeFileError(
+            f"model_type {model_type!r} is computed by code in the checkpoint (auto_map), which is never run",
+            remedy="Choose a model of a family that Octavo computes itself.",
         )
     if model_type not in _FAMILIES:
         raise UnsupportedConfigError(

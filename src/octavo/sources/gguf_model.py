@@ -47,7 +47,7 @@ def load_gguf(
         fingerprint=fingerprint(
             {"model.gguf": identity or local_identity(gguf.file.status)}, {"header": gguf.header}
         ),
-        notices=_notices(gguf),
+        quantized_as=_quantized_as(gguf),
     )
 
 
@@ -75,12 +75,9 @@ def _tokenizer(metadata: Mapping[str, Any]) -> TokenizerSource | None:
     return TokenizerSource("gguf", metadata=entries)
 
 
-def _notices(gguf: GGUFFile) -> tuple[str, ...]:
+def _quantized_as(gguf: GGUFFile) -> tuple[str, ...]:
     sizes: dict[str, int] = {}
     for tensor in gguf.tensors.values():
         if tensor.type.block_elements > 1:
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
-    if not sizes:
-        return ()
-    names = " and ".join(name.upper() for name in sorted(sizes, key=lambda name: -sizes[name]))
-    return (f"weights are stored as {names}: full precision here is the dequantized file",)
+    return tuple(sorted(sizes, key=lambda name: -sizes[name]))

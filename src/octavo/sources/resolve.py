@@ -76,7 +76,8 @@ def _default(offline: bool, cache_dir: Path | None, progress: Progress | None) -
                 remedy="Run once with a network: octavo models pull default",
             )
         path = default.pull(progress, cache_dir)
-    return load_gguf(path, location=default.NAME, identity=f"default {default.SHA256}")
+    source = load_gguf(path, location=default.NAME, identity=f"default {default.SHA256}")
+    return replace(source, generation_config={**source.generation_config, **default.SAMPLING})
 
 
 def _local(path: Path, location: str) -> ModelSource:

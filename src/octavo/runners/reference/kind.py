@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from octavo.models.parameters import Parameter
 from octavo.models.spec import ModelSpec
-from octavo.quant.logical_layout import REF1
 from octavo.quant.format import Format, Layout
+from octavo.quant.logical_layout import REF1
 from octavo.runners.base import Runner, RunnerConfig
 from octavo.runners.reference.limits import activation_bytes
 
