@@ -28,6 +28,7 @@ from octavo.types import (
 class Generation:
     """Accumulates one request's events. Not thread-safe: one reader.
 
+    `continuation`: the text goes on from the prompt's, so a SentencePiece model's first space is part of it.
     Without a tokenizer (a folder that has none) the text stays empty.
     """
 
@@ -37,10 +38,11 @@ class Generation:
         tokenizer: Tokenizer | None,
         stop: Sequence[str],
         *,
+        continuation: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._request = request
-        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
+        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, continuation=continuation)
         self._stops = StopStrings(stop)
         self._clock = clock
         self._submitted = clock()

@@ -86,8 +86,10 @@ class LLM:
         )
         self._planned = planned = plan_model(settings, progress=progress)
         source = planned.source
-        tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
-        self._tokenizer: Tokenizer | None = tokenizer
+        tokenizer: Tokenizer | None = None
+        if source.tokenizer is not None:
+            tokenizer = load_tokenizer(source.tokenizer, model_vocab_size=planned.spec.vocab_size)
+        self._tokenizer = tokenizer
         self._template: ChatTemplate | None = None
         if source.chat_template is not None and tokenizer is not None:
             self._template = ChatTemplate(source.chat_template, tokenizer)
@@ -96,7 +98,10 @@ class LLM:
         )
         self._defaults = read_sampling_defaults(source.generation_config)
         loaded = load_backend(planned, progress=progress)
-        self._notices = list(dict.fromkeys((*source.notices, *self._defaults.notices, *loaded.notices)))
+        about_text = () if tokenizer is None else tokenizer.notices
+        self._notices = list(
+            dict.fromkeys((*source.notices, *about_text, *self._defaults.notices, *loaded.notices))
+        )
         self._packed_from_cache = loaded.packed_from_cache
         self._driver = Driver(loaded.backend)
         self._load_seconds = time.perf_counter() - started
@@ -129,13 +134,13 @@ class LLM:
         """
         params = self._checked(params)
         each, many = split_prompts(prompts)
-        done = self._run([self._raw_request(prompt, params) for prompt in each], params)
+        done = self._run([self._raw_request(prompt, params) for prompt in each], params, continuation=True)
         return done if many else done[0]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextEvent]:
         """As `generate`, a piece at a time. Abandoning the iterator cancels the request."""
         params = self._checked(params)
-        return self._stream(self._raw_request(prompt, params), params)
+        return self._stream(self._raw_request(prompt, params), params, continuation=True)
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """The answer to a conversation, in the model's own template.
@@ -144,14 +149,14 @@ class LLM:
         template, and what `generate` raises.
         """
         params = self._checked(params)
-        return self._run([self._chat_request(messages, params)], params)[0]
+        return self._run([self._chat_request(messages, params)], params, continuation=False)[0]
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None
     ) -> Iterator[TextEvent]:
         """As `chat`, a piece at a time. Abandoning the iterator cancels the request."""
         params = self._checked(params)
-        return self._stream(self._chat_request(messages, params), params)
+        return self._stream(self._chat_request(messages, params), params, continuation=False)
 
     def score(self, text: Prompt) -> Score:
         """log p(token i+1 | tokens <= i) of a text of at least two tokens, and its perplexity."""
@@ -311,21 +316,23 @@ class LLM:
 
     # --- from a request to its text -------------------------------------------------------------------------
 
-    def _stream(self, request: Request, params: SamplingParams) -> Iterator[TextEvent]:
+    def _stream(self, request: Request, params: SamplingParams, *, continuation: bool) -> TextStream:
         """Submits now, so that errors come from the call and not from the first `next`."""
         events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
-        generation = self._generation(request, params)
+        generation = Generation(request, self._tokenizer, params.stop, continuation=continuation)
         request_id = self._driver.submit(request, events.put)
         return TextStream(generation, events, lambda: self._driver.cancel(request_id))
 
-    def _run(self, requests: Sequence[Request], params: SamplingParams) -> list[Completion]:
+    def _run(
+        self, requests: Sequence[Request], params: SamplingParams, *, continuation: bool
+    ) -> list[Completion]:
         """All requests at once; one that fails ends the others too, since its caller gets no result."""
         events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
         open_requests: dict[int, tuple[int, Generation]] = {}
         done: dict[int, Completion] = {}
         try:
             for index, request in enumerate(requests):
-                generation = self._generation(request, params)
+                generation = Generation(request, self._tokenizer, params.stop, continuation=continuation)
                 open_requests[self._driver.submit(request, events.put)] = (index, generation)
             while open_requests:
                 event = events.get()
@@ -341,9 +348,6 @@ class LLM:
             for request_id in open_requests:
                 self._driver.cancel(request_id)
         return [done[index] for index in range(len(requests))]
-
-    def _generation(self, request: Request, params: SamplingParams) -> Generation:
-        return Generation(request, self._tokenizer, params.stop)
 
 
 def _quant_name(model: PlannedModel) -> str:

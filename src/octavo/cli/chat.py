@@ -120,15 +120,15 @@ class _Conversation:
 
     def _fitting(self, turns: list[Message]) -> list[Message]:
         """The turns without the oldest questions and answers, so that the rest leaves room for an answer."""
+        from octavo.text.chat_history import trim_history
+
         context = self.llm.context_tokens
         room = min(self.params.max_new_tokens or context // 4, context // 2)
-        first = 0
-        while (
-            first < len(turns) - 1
-            and self.llm.count_chat_tokens(self._messages(turns[first:])) + room > context
-        ):
-            first += 2
-        return turns[first:]
+        try:
+            kept = trim_history(self._messages(turns), context - room, self.llm.count_chat_tokens)
+        except ContextLengthError:  # alone it may still fit, with less room for the answer
+            return turns[-1:]
+        return turns[len(kept.dropped) :]
 
 
 def _lines() -> Iterator[str]:
