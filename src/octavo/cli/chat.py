@@ -16,7 +16,7 @@ from octavo.cli.loading import loaded_model
 from octavo.cli.options import Given, accepts
 from octavo.cli.output import note, note_all, write
 from octavo.cli.report import report
-from octavo.errors import ChatTemplateError, InvalidInputError
+from octavo.errors import ChatTemplateError, ContextLengthError, InvalidInputError
 from octavo.settings import SamplingParams, Settings
 from octavo.types import Message
 
