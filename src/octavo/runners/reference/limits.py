@@ -6,7 +6,8 @@ from octavo.models.spec import ModelSpec
 from octavo.runners.base import RunnerConfig
 
 SCORES_BLOCK_BYTES = 32 << 20
-"""Most bytes of attention scores at once: queries are taken in blocks so that long contexts cost no square."""
+"""Most bytes of attention scores at once, or those of one query if that is more: queries are taken in blocks so
+that long contexts cost no square."""
 
 LOGITS_BLOCK_ROWS = 64
 """Rows of logits at once where every prompt row's are wanted."""
@@ -22,7 +23,8 @@ def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
         # Attention holds q, k, v before and after rope, its fp32 keys and values, and two copies of a block
         # of scores; the MLP holds gate, up, the activated gate and their product.
         keys = 2 * config.context_tokens * mixer.kv_heads * mixer.head_dim
-        scores = 2 * min(SCORES_BLOCK_BYTES // 4, tokens * mixer.heads * config.context_tokens)
+        of_a_query = mixer.heads * config.context_tokens
+        scores = 2 * min(max(SCORES_BLOCK_BYTES // 4, of_a_query), tokens * of_a_query)
         widest = max(widest, 2 * tokens * projections + keys + scores, tokens * 4 * ffn.hidden_size)
     residual = 4 * tokens * spec.hidden_size
     logits = (3 * LOGITS_BLOCK_ROWS + config.max_slots) * spec.vocab_size

@@ -256,7 +256,7 @@ def _attention(
         scores = torch.bmm(grouped, keys.transpose(1, 2)).mul_(mixer.scale)  # [KH, G T, S]
         if mixer.softcap is not None:
             scores = scores.div_(mixer.softcap).tanh_().mul_(mixer.softcap)
-        if rows > 1 or mixer.window is not None:
+        if tokens > 1 or mixer.window is not None:
             at = torch.arange(start + begin, start + begin + rows, device=q.device)[:, None]
             key = torch.arange(first, first + seen, device=q.device)
             hidden = key > at

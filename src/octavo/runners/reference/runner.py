@@ -66,8 +66,6 @@ class ReferenceRunner:
         self._spec = spec
         self._config = config
         self._device = torch.device(config.device)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         dtype = getattr(torch, config.compute_dtype)
         self._model: ReferenceModel | None = ReferenceModel(
             spec, weights, config.context_tokens, dtype, self._device
@@ -105,6 +103,10 @@ class ReferenceRunner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Done[ForwardResult]:
+        if self._steps == 0 and self._config.threads is not None:
+            # torch keeps this number a thread: of the one that steps, so that the user's own, and another
+            # model's, stay as they are. Only threads that have yet to use torch start with the latest one set.
+            torch.set_num_threads(self._config.threads)
         self._steps += 1
         return Done(ForwardResult(tuple(self._forward_chunk(chunk) for chunk in batch.chunks)))
 
@@ -143,7 +145,7 @@ class ReferenceRunner:
             return None
         found: list[TokenLogprob] = []
         for begin in range(0, chunk.tokens, LOGITS_BLOCK_ROWS):
-            rows = self._model.logits(hidden[begin : begin + LOGITS_BLOCK_ROWS]).log_softmax(-1)
+            rows = self._model.logits(hidden[begin : begin + LOGITS_BLOCK_ROWS])
             for row, target in zip(rows, chunk.targets[begin : begin + LOGITS_BLOCK_ROWS], strict=True):
                 if target >= 0:
                     found.append(logprob_of(row, target, chunk.top_logprobs))

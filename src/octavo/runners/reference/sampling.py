@@ -43,20 +43,21 @@ def sample_row(
     if sampling.temperature < GREEDY_BELOW:
         token = int(best_ids(shaped, 1))
     else:
-        scaled = (shaped - best) / sampling.temperature
+        scaled = (shaped - best) / torch.full_like(best, sampling.temperature)
         scaled = _filtered(shaped, scaled, sampling)
         noise = gumbel_noise(sampling, len(token_ids), len(scaled), scaled.device)
         token = int(best_ids(scaled + noise, 1))
     if sampling.logprobs is None:
         return token, None
-    return token, logprob_of(logits.log_softmax(-1), token, sampling.logprobs)
+    return token, logprob_of(logits, token, sampling.logprobs)
 
 
-def logprob_of(logprobs: torch.Tensor, token: int, top: int) -> TokenLogprob:
-    """The token's logprob and the `top` best ones of fp32 [V], best first, ties by lowest id."""
+def logprob_of(logits: torch.Tensor, token: int, top: int) -> TokenLogprob:
+    """The token's logprob and the `top` best ones of a row of fp32 logits [V], best first, ties by lowest id."""
+    logprobs = logits.log_softmax(-1)
     if top == 0:
         return TokenLogprob(token, float(logprobs[token]))
-    ids = best_ids(logprobs, top)
+    ids = best_ids(logits, top)  # logprobs are rounded again: different logits may have equal ones
     best = tuple(zip(ids.tolist(), logprobs[ids].tolist(), strict=True))
     return TokenLogprob(token, float(logprobs[token]), best)
 
@@ -83,7 +84,8 @@ def _shaped(
     if sampling.repetition_penalty != 1:
         seen = torch.tensor(sorted(set(token_ids)), device=device)
         value = scores[seen]
-        penalty = sampling.repetition_penalty
+        # A tensor on the device: torch divides by a number on CUDA as times its reciprocal, an ulp off.
+        penalty = torch.tensor(sampling.repetition_penalty, device=device)
         scores[seen] = torch.where(value > 0, value / penalty, value * penalty)
     if sampling.frequency_penalty or sampling.presence_penalty:
         generated = torch.tensor(token_ids[prompt_tokens:], dtype=torch.int64, device=device)

@@ -1,0 +1,174 @@
+// The C interface of the CPU runner: plain structs and functions, called through ctypes.
+//
+// The caller checks every size and range (octavo/runners/cpu) and keeps all memory it passes in alive until
+// octavo_close; weights are read in place and never written. One thread calls at a time. Functions that can fail
+// return a negative OctavoStatus. Shape letters: H query heads, KH kv heads, D head dim, N output rows,
+// K input columns, V vocabulary.
+#pragma once
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define OCTAVO_API __declspec(dllexport)
+#else
+#define OCTAVO_API __attribute__((visibility("default")))
+#endif
+
+#define OCTAVO_ABI 1
+#define OCTAVO_PAGE_TOKENS 32
+
+enum OctavoStatus { OCTAVO_OK = 0, OCTAVO_OUT_OF_MEMORY = -1 };
+enum OctavoIsa { OCTAVO_PORTABLE = 0, OCTAVO_AVX2 = 1, OCTAVO_AVX512 = 2, OCTAVO_ISAS = 3 };
+enum OctavoNormKind { OCTAVO_NO_NORM = 0, OCTAVO_RMS = 1, OCTAVO_LAYERNORM = 2 };
+enum OctavoActivation { OCTAVO_SILU = 0, OCTAVO_GELU = 1, OCTAVO_GELU_TANH = 2 };
+// Codes as kernels/linear.inc lays them out: bits, type of the scales, whether groups have a minimum.
+enum OctavoCodec {
+  OCTAVO_PLAIN_F32 = 0,
+  OCTAVO_PLAIN_F16 = 1,
+  OCTAVO_PLAIN_BF16 = 2,
+  OCTAVO_U8_F16 = 3,
+  OCTAVO_U8_F32 = 4,
+  OCTAVO_U8_F16_MIN = 5,
+  OCTAVO_U8_F32_MIN = 6,
+  OCTAVO_U4_F16 = 7,
+  OCTAVO_U4_F32 = 8,
+  OCTAVO_U4_F16_MIN = 9,
+  OCTAVO_U4_F32_MIN = 10
+};
+
+typedef struct OctavoMatrix {
+  const uint8_t* blocks;  // null: there is no such matrix
+  const float* bias;      // [N] or null
+  int64_t block_bytes;    // from one block of rows to the next
+  int32_t rows;
+  int32_t columns;
+  int32_t codec;
+  int32_t group;  // columns a scale covers, a multiple of 16
+} OctavoMatrix;
+
+typedef struct OctavoNorm {
+  const float* gain;
+  const float* bias;  // or null
+  int32_t kind;
+  float eps;
+} OctavoNorm;
+
+typedef struct OctavoLayer {
+  OctavoNorm pre_mixer, post_mixer, pre_ffn, post_ffn, q_norm, k_norm;
+  OctavoMatrix q, k, v, o, gate, up, down;  // gate: absent where the MLP is not gated
+  float residual_multiplier;
+  float score_scale;
+  float score_softcap;  // 0: none
+  int32_t heads;
+  int32_t kv_heads;
+  int32_t head_dim;  // a multiple of 8
+  int32_t window;    // 0: none
+  int32_t rope;      // index, -1: none
+  int32_t qk_norm_full;
+  int32_t activation;
+  int32_t kv_group;
+} OctavoLayer;
+
+typedef struct OctavoRope {
+  const float* inverse_frequencies;  // [pairs]
+  int32_t pairs;
+  float attention_factor;
+} OctavoRope;
+
+typedef struct OctavoModel {
+  OctavoMatrix embedding;
+  OctavoMatrix head;  // the embedding's blocks where tied
+  OctavoNorm final_norm;
+  const OctavoLayer* layers;
+  const OctavoRope* ropes;
+  const int32_t* kv_pages;  // [kv_groups]
+  int32_t layer_count;
+  int32_t rope_count;
+  int32_t kv_groups;
+  int32_t vocab_size;
+  int32_t hidden_size;
+  float embedding_multiplier;
+  float logits_multiplier;
+  float final_softcap;  // 0: none
+  int32_t max_slots;
+  int32_t row_capacity;  // tokens computed at a time; longer batches are computed in parts
+  int32_t isa;
+  int32_t threads;
+} OctavoModel;
+
+typedef struct OctavoSampling {
+  float temperature, top_p, min_p;
+  float repetition_penalty, presence_penalty, frequency_penalty;
+  uint64_t seed;
+  uint32_t choice;
+  int32_t top_k;
+  const int32_t* bias_ids;
+  const float* bias_values;
+  int32_t bias_count;
+} OctavoSampling;
+
+// Where logprobs go; null pointers and a top of 0 where none are wanted.
+typedef struct OctavoLogprobs {
+  float* logprobs;  // [rows]
+  int32_t* top_ids;     // [rows, top]
+  float* top_logprobs;  // [rows, top]
+  int32_t top;
+} OctavoLogprobs;
+
+typedef struct OctavoChunk {
+  const int32_t* token_ids;  // [tokens]; null: the slot's last token
+  const int32_t* const* page_tables;  // [kv_groups], each [ceil((start + tokens) / 32)]
+  const int32_t* targets;    // [tokens] or null; -1: none for this row
+  OctavoLogprobs prompt;     // rows of the chunk
+  int32_t slot;
+  int32_t start;
+  int32_t tokens;
+  int32_t sample;
+} OctavoChunk;
+
+typedef struct OctavoSample {
+  const uint32_t* mask;  // [ceil(V / 32)] or null
+  OctavoLogprobs logprobs;  // one row
+  int32_t slot;
+  int32_t token_id;  // out; -1: the logits are not finite
+} OctavoSample;
+
+typedef struct OctavoRunner OctavoRunner;
+
+// ABI version, then the size in bytes of each struct above in order: [10]
+OCTAVO_API void octavo_abi(int32_t* out);
+OCTAVO_API int32_t octavo_isa_supported(int32_t isa);
+OCTAVO_API int32_t octavo_isa_lanes(int32_t isa);
+
+// Null where memory does not suffice. Copies the structs, not the weights.
+OCTAVO_API OctavoRunner* octavo_open(const OctavoModel* model);
+OCTAVO_API void octavo_close(OctavoRunner* runner);
+// kv, activations: bytes allocated
+OCTAVO_API void octavo_memory(const OctavoRunner* runner, int64_t* kv_bytes, int64_t* activation_bytes);
+
+OCTAVO_API int32_t octavo_open_slot(OctavoRunner* runner, int32_t slot, const OctavoSampling* sampling,
+                                    const int32_t* token_ids, int32_t tokens, int32_t prompt_tokens);
+OCTAVO_API void octavo_close_slot(OctavoRunner* runner, int32_t slot);
+OCTAVO_API int32_t octavo_forward(OctavoRunner* runner, const OctavoChunk* chunks, int32_t count);
+// The logits that the last octavo_forward kept for a slot, fp32 [V].
+OCTAVO_API const float* octavo_logits(const OctavoRunner* runner, int32_t slot);
+OCTAVO_API int32_t octavo_sample(OctavoRunner* runner, OctavoSample* samples, int32_t count);
+
+// Reads `bytes` of memory `rounds` times on all threads together; fills bytes_per_second [rounds].
+OCTAVO_API int32_t octavo_read_bandwidth(int32_t threads, int64_t bytes, int32_t rounds, double* bytes_per_second);
+
+// Single kernels, for tests: x fp32 [T, K] -> y fp32 [T, N].
+OCTAVO_API int32_t octavo_test_linear(int32_t isa, const OctavoMatrix* w, const float* x, int32_t rows, float* y);
+OCTAVO_API int32_t octavo_test_row(int32_t isa, const OctavoMatrix* w, int32_t row, float* out);
+OCTAVO_API void octavo_test_norm(int32_t isa, const OctavoNorm* norm, const float* x, int32_t n, float* out);
+OCTAVO_API void octavo_test_activate(int32_t isa, float* x, int32_t n, int32_t activation);
+OCTAVO_API int32_t octavo_test_sample(int32_t isa, const OctavoSampling* sampling, const float* logits, int32_t vocab,
+                                      const int32_t* token_ids, int32_t tokens, int32_t prompt_tokens,
+                                      OctavoSample* sample);
+
+#ifdef __cplusplus
+}
+#endif

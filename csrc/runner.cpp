@@ -1,0 +1,153 @@
+// Builds a runner: copies the model's description, finds the widest rows and allocates everything a step needs.
+#include "runner.h"
+
+#include <algorithm>
+
+#include "half.h"
+
+namespace octavo {
+
+void EncodedRows::reset(int rows, int columns, EncodingSet encodings) {
+  for (int e = 0; e < kEncodings; e++) {
+    if (!(encodings >> e & 1)) continue;
+    const size_t padded = static_cast<size_t>(round_up(columns, kEncodingBlocks[e]));
+    const size_t blocks = padded / static_cast<size_t>(kEncodingBlocks[e]);
+    fixed_[e].values.reset(static_cast<size_t>(rows) * padded);
+    fixed_[e].scales.reset(static_cast<size_t>(rows) * blocks);
+    fixed_[e].negated_sums.reset(static_cast<size_t>(rows) * blocks);
+    fixed_[e].totals.reset(static_cast<size_t>(rows) * blocks);
+  }
+  if (encodings & kPlain) plain_.reset(static_cast<size_t>(rows) * static_cast<size_t>(columns));
+}
+
+Activations EncodedRows::view(int rows, int columns, EncodingSet encodings) {
+  Activations a;
+  a.rows = rows;
+  a.columns = columns;
+  for (int e = 0; e < kEncodings; e++)
+    if (encodings >> e & 1)
+      a.fixed[e] = {.block = kEncodingBlocks[e], .padded_columns = round_up(columns, kEncodingBlocks[e]),
+                    .values = fixed_[e].values.data(), .scales = fixed_[e].scales.data(),
+                    .negated_sums = fixed_[e].negated_sums.data(), .totals = fixed_[e].totals.data()};
+  if (encodings & kPlain) a.plain = plain_.data();
+  return a;
+}
+
+size_t EncodedRows::bytes() const {
+  size_t total = plain_.bytes();
+  for (const Fixed& f : fixed_)
+    total += f.values.bytes() + f.scales.bytes() + f.negated_sums.bytes() + f.totals.bytes();
+  return total;
+}
+
+void open_runner(OctavoRunner& r, const OctavoModel& model) {
+  r.k = kernels_of(model.isa);
+  r.model = model;
+  r.head_in = encodings_of(model.head);
+  r.pairs = 0;
+  for (int i = 0; i < model.rope_count; i++) {
+    const OctavoRope& rope = model.ropes[i];
+    r.frequencies.emplace_back(rope.inverse_frequencies, rope.inverse_frequencies + rope.pairs);
+    r.ropes.push_back({r.frequencies.back().data(), rope.pairs, rope.attention_factor});
+    r.pairs = std::max(r.pairs, rope.pairs);
+  }
+
+  r.projected = r.mixed = r.fed = r.max_heads = 0;
+  int widest_head = 0;
+  EncodingSet encodings = r.head_in;
+  r.layers.resize(static_cast<size_t>(model.layer_count));
+  for (int i = 0; i < model.layer_count; i++) {
+    LayerState& layer = r.layers[static_cast<size_t>(i)];
+    const OctavoLayer& spec = layer.spec = model.layers[i];
+    layer.mixer_in = encodings_of(spec.q) | encodings_of(spec.k) | encodings_of(spec.v);
+    layer.mixer_out = encodings_of(spec.o);
+    layer.ffn_in = encodings_of(spec.gate) | encodings_of(spec.up);
+    layer.ffn_out = encodings_of(spec.down);
+    encodings |= layer.mixer_in | layer.mixer_out | layer.ffn_in | layer.ffn_out;
+    layer.head_values = int64_t{2} * kPageTokens * spec.head_dim;
+    layer.page_values = layer.head_values * spec.kv_heads;
+    layer.kv.reset(static_cast<size_t>(model.kv_pages[spec.kv_group] * layer.page_values));
+    r.projected = std::max(r.projected, (spec.heads + 2 * spec.kv_heads) * spec.head_dim);
+    r.mixed = std::max(r.mixed, spec.heads * spec.head_dim);
+    r.fed = std::max(r.fed, spec.up.rows);
+    r.max_heads = std::max(r.max_heads, spec.heads);
+    widest_head = std::max(widest_head, spec.head_dim);
+  }
+  r.query_tile = 48;
+  r.widest = std::max({model.hidden_size, r.projected, r.fed});
+
+  const size_t rows = static_cast<size_t>(model.row_capacity), vocab = static_cast<size_t>(model.vocab_size);
+  const size_t hidden = static_cast<size_t>(model.hidden_size), widest = static_cast<size_t>(r.widest);
+  const size_t angles = r.ropes.size() * 2 * static_cast<size_t>(r.pairs);
+  r.x.reset(rows * hidden);
+  r.y.reset(rows * hidden);
+  r.qkv.reset(rows * static_cast<size_t>(r.projected));
+  r.attended.reset(rows * static_cast<size_t>(r.mixed));
+  r.hidden.reset(rows * static_cast<size_t>(r.fed));
+  r.angles.reset(rows * angles);
+  r.input.reset(std::max(model.row_capacity, kTargetRows), r.widest, encodings);
+  r.logits.reset(static_cast<size_t>(model.max_slots) * vocab);
+
+  r.scratch.resize(static_cast<size_t>(model.threads));
+  const size_t tile = static_cast<size_t>(r.query_tile), head = static_cast<size_t>(widest_head);
+  for (Scratch& s : r.scratch) {
+    s.x.reset(hidden);
+    s.row.reset(widest);
+    s.queries.reset(std::max(widest, tile * head));
+    s.angles.reset(angles);
+    s.scores.reset(tile * kBlockTokens);
+    s.block_out.reset(tile * head);
+    s.out.reset(tile * head);
+    s.block_state.reset(2 * tile);
+    s.state.reset(2 * tile);
+    s.first.reset(2 * tile);
+    s.values.reset(widest + 64);
+    s.input.reset(1, r.widest, encodings);
+  }
+  r.slots.resize(static_cast<size_t>(model.max_slots));
+  r.sampling.resize(static_cast<size_t>(model.threads));
+  r.pool = std::make_unique<Pool>(model.threads);
+}
+
+void dequantize_row(const Matrix& w, int lanes, int row, float* out) {
+  const int lane = row % lanes;
+  const uint8_t* block = w.blocks + static_cast<int64_t>(row / lanes) * w.block_bytes;
+  const auto half = [](const void* p, int64_t i) { return static_cast<const uint16_t*>(p)[i]; };
+  const auto single = [](const void* p, int64_t i) { return static_cast<const float*>(p)[i]; };
+  if (w.codec <= OCTAVO_PLAIN_BF16) {
+    for (int k = 0; k < w.columns; k++) {
+      const int64_t at = int64_t{k} * lanes + lane;
+      out[k] = w.codec == OCTAVO_PLAIN_F32   ? single(block, at)
+               : w.codec == OCTAVO_PLAIN_F16 ? f16_to_f32(half(block, at))
+                                             : bf16_to_f32(half(block, at));
+    }
+    return;
+  }
+  const bool wide_scales = w.codec == OCTAVO_U8_F32 || w.codec == OCTAVO_U8_F32_MIN || w.codec == OCTAVO_U4_F32 ||
+                           w.codec == OCTAVO_U4_F32_MIN;
+  const bool minimum = w.codec == OCTAVO_U8_F16_MIN || w.codec == OCTAVO_U8_F32_MIN ||
+                       w.codec == OCTAVO_U4_F16_MIN || w.codec == OCTAVO_U4_F32_MIN;
+  const bool nibbles = w.codec >= OCTAVO_U4_F16;
+  const int group = w.group, groups = (w.columns + group - 1) / group;
+  const int64_t table = int64_t{groups} * lanes * (wide_scales ? 4 : 2);
+  const uint8_t* minimums = block + table;
+  const uint8_t* codes = block + (table * (minimum ? 2 : 1) + 63) / 64 * 64;
+  const int offset = nibbles ? (minimum ? 0 : 8) : 128;
+  for (int k = 0; k < w.columns; k++) {
+    const int64_t at = int64_t{k / group} * lanes + lane;
+    int code;
+    if (nibbles) {  // column 2 p + l of 8 in nibble p of the 16-bit lane l
+      const int p = k % 8 / 2, l = k % 2;
+      const uint8_t byte = codes[(int64_t{k / 8} * lanes + lane) * 4 + l * 2 + p / 2];
+      code = p % 2 ? byte >> 4 : byte & 15;
+    } else {
+      constexpr int order[4] = {0, 2, 1, 3};
+      code = codes[(int64_t{k / 4} * lanes + lane) * 4 + order[k % 4]];
+    }
+    float value = static_cast<float>(code - offset) * (wide_scales ? single(block, at) : f16_to_f32(half(block, at)));
+    if (minimum) value += wide_scales ? single(minimums, at) : f16_to_f32(half(minimums, at));
+    out[k] = value;
+  }
+}
+
+}  // namespace octavo

@@ -1,0 +1,231 @@
+"""Layouts `cpu-r8-1` and `cpu-r16-1`: rows of a matrix interleaved by 8 or 16, as csrc/kernels/linear.inc reads them.
+
+A matrix is a sequence of blocks of R rows, each: scales [groups, R], minimums [groups, R], padding to 64 bytes,
+then codes; every block starts at a multiple of 64 bytes. Which types a block holds follows from the format
+alone (`encoding_of`), so a reader needs no description beside the arrays.
+Shape letters: N output rows, K input columns, R rows of a block (`lanes`), G group size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from octavo.models.parameters import Parameter
+from octavo.quant.affine import BITSANDBYTES_STEP, Affine
+from octavo.quant.format import Bundle, Format, Packed
+from octavo.quant.plain import Plain
+from octavo.runners.cpu.library import Codec
+
+ALIGNMENT_BYTES = 64
+VECTORS = "vectors"
+"""Name of the bundle of all norms and biases, and of its one array."""
+
+_COLUMN_ORDER = np.array([0, 2, 1, 3])
+"""Of 4 bytes of 8-bit codes: the low and the high bytes of 16-bit lanes are pairs of consecutive columns."""
+_ARRANGE_VALUES = 1 << 20
+_PLAIN_CODECS = {"f32": Codec.PLAIN_F32, "f16": Codec.PLAIN_F16, "bf16": Codec.PLAIN_BF16}
+_AFFINE_CODECS = {
+    (8, "f16", False): Codec.U8_F16,
+    (8, "f32", False): Codec.U8_F32,
+    (8, "f16", True): Codec.U8_F16_MIN,
+    (8, "f32", True): Codec.U8_F32_MIN,
+    (4, "f16", True): Codec.U4_F16_MIN,
+    (4, "f32", True): Codec.U4_F32_MIN,
+}
+_LAYER_MATRIX = re.compile(r"(layers\.\d+)\.(mixer|ffn)\.(q|k|v|o|gate|up|down)\.weight")
+_TOGETHER = {"q": "qkv", "k": "qkv", "v": "qkv", "o": "o", "gate": "gate_up", "up": "gate_up", "down": "down"}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How the blocks of one matrix of K columns hold its weights."""
+
+    codec: Codec
+    group: int
+    """Columns a scale covers: a multiple of 16; of plain values 0."""
+    groups: int
+    padded_columns: int
+    """K rounded up to whole vectors of codes and whole groups of activations."""
+    lanes: int
+
+    @property
+    def _table_bytes(self) -> int:
+        """Of the scales, and again of the minimums."""
+        return self.groups * self.lanes * (2 if "F16" in self.codec.name else 4)
+
+    @property
+    def header_bytes(self) -> int:
+        if self.group == 0:
+            return 0
+        return _aligned(self._table_bytes * (2 if self.codec.name.endswith("_MIN") else 1))
+
+    @property
+    def block_bytes(self) -> int:
+        plain_bits = {Codec.PLAIN_F32: 32, Codec.PLAIN_F16: 16, Codec.PLAIN_BF16: 16}
+        bits = plain_bits.get(self.codec, 4 if self.codec.name.startswith("U4") else 8)
+        return self.header_bytes + _aligned(self.padded_columns * self.lanes * bits // 8)
+
+    def nbytes(self, rows: int) -> int:
+        return -(-rows // self.lanes) * self.block_bytes
+
+
+def encoding_of(format: Format, columns: int, lanes: int) -> Encoding | None:
+    """The encoding of a matrix of that many columns; None: the kernels have none for this format."""
+    if isinstance(format, Plain):
+        return Encoding(_PLAIN_CODECS[format.dtype], 0, 0, columns, lanes)
+    if not isinstance(format, Affine):
+        return None
+    group = _round_up(columns, 64) if format.group_size is None else format.group_size
+    scales = "f32" if format.scale_rule == "absmax" else format.scales
+    codec = _AFFINE_CODECS.get((format.bits, scales, format.zero == "minimum"))
+    if codec is None or group % 16:
+        return None
+    padded = _round_up(columns, next(n for n in (64, 32, 16) if group % n == 0))
+    return Encoding(codec, group, -(-columns // group), padded, lanes)
+
+
+@dataclass(frozen=True, slots=True)
+class CpuLayout:
+    """q, k and v lie together, gate and up alternate block by block: their kernels read them in one stream."""
+
+    lanes: int
+
+    @property
+    def id(self) -> str:
+        return f"cpu-r{self.lanes}-1"
+
+    def bundles(self, parameters: Sequence[Parameter]) -> tuple[Bundle, ...]:
+        by_name: dict[str, list[Parameter]] = {}
+        for parameter in parameters:
+            by_name.setdefault(bundle_name(parameter), []).append(parameter)
+        # Vectors last: small, and read whole.
+        order = sorted(by_name, key=lambda name: name == VECTORS)
+        return tuple(Bundle(name, tuple(by_name[name])) for name in order)
+
+    def arrange(self, bundle: Bundle, packed: Sequence[tuple[Format, Packed]]) -> dict[str, np.ndarray]:
+        if bundle.name == VECTORS:
+            return {VECTORS: np.concatenate([_padded_vector(arrays["values"]) for _, arrays in packed])}
+        blocks = {
+            part_name(parameter): _blocks(parameter, *formatted, self.lanes)
+            for parameter, formatted in zip(bundle.parameters, packed, strict=True)
+        }
+        formats = [chosen for chosen, _ in packed]
+        if alternate(bundle.parameters, formats):
+            both = np.stack((blocks["gate"], blocks["up"]), axis=1)
+            return {"gate_up": both.reshape(-1, both.shape[-1])}
+        return blocks
+
+
+def bundle_name(parameter: Parameter) -> str:
+    """`embedding`, `head`, `layers.{i}.qkv|o|gate_up|down`, or `vectors`."""
+    if parameter.role == "vector":
+        return VECTORS
+    layer = _LAYER_MATRIX.fullmatch(parameter.name)
+    if layer is None:
+        return parameter.name.removesuffix(".weight")
+    return f"{layer[1]}.{_TOGETHER[layer[3]]}"
+
+
+def part_name(parameter: Parameter) -> str:
+    """The array of one matrix in its bundle: `q`, `gate`, `embedding`, ..."""
+    return parameter.name.removesuffix(".weight").rpartition(".")[2]
+
+
+def alternate(parameters: Sequence[Parameter], formats: Sequence[Format]) -> bool:
+    """Whether a bundle is gate and up stored as the one array `gate_up`, block by block."""
+    if [part_name(parameter) for parameter in parameters] != ["gate", "up"]:
+        return False
+    return formats[0] == formats[1] and parameters[0].shape == parameters[1].shape
+
+
+def vector_places(parameters: Sequence[Parameter]) -> Iterator[tuple[Parameter, int]]:
+    """Where each vector starts in the array `vectors`, in values."""
+    start = 0
+    for parameter in parameters:
+        yield parameter, start
+        start += _round_up(parameter.shape[0], ALIGNMENT_BYTES // 4)
+
+
+def _padded_vector(values: np.ndarray) -> np.ndarray:
+    padded = np.zeros(_round_up(len(values), ALIGNMENT_BYTES // 4), np.float32)
+    padded[: len(values)] = values
+    return padded
+
+
+def _blocks(parameter: Parameter, format: Format, arrays: Packed, lanes: int) -> np.ndarray:
+    """uint8 [blocks, block_bytes] of one matrix."""
+    rows, columns = parameter.shape
+    encoding = encoding_of(format, columns, lanes)
+    assert encoding is not None, f"{format.name} was declined"
+    out = np.zeros((-(-rows // lanes), encoding.block_bytes), np.uint8)
+    at_once = max(1, _ARRANGE_VALUES // (lanes * max(1, columns)))
+    for first in range(0, len(out), at_once):
+        part = format.select_rows(arrays, slice(first * lanes, min((first + at_once) * lanes, rows)))
+        target = out[first : first + at_once]
+        if isinstance(format, Affine):
+            _fill_affine(target, format, part, encoding)
+        else:
+            _fill_plain(target, part["values"], encoding)
+    return out
+
+
+def _fill_plain(out: np.ndarray, values: np.ndarray, encoding: Encoding) -> None:
+    blocks = _in_blocks(values, len(out), encoding.lanes, values.shape[1])
+    _put(out, 0, blocks.transpose(0, 2, 1))
+
+
+def _fill_affine(out: np.ndarray, format: Affine, arrays: Packed, encoding: Encoding) -> None:
+    scales = arrays["scales"]
+    if format.scale_rule == "absmax":
+        scales = scales * BITSANDBYTES_STEP
+    tables = [scales, arrays["minimums"]] if format.zero == "minimum" else [scales]
+    start = 0
+    for table in tables:
+        blocks = _in_blocks(table, len(out), encoding.lanes, encoding.groups)
+        start += _put(out, start, blocks.transpose(0, 2, 1))
+    codes = arrays["codes"]
+    if format.bits == 8:
+        # Codes are stored with 128 added.
+        codes = codes.view(np.uint8) ^ np.uint8(128)
+        blocks = _in_blocks(codes, len(out), encoding.lanes, encoding.padded_columns)
+        quads = blocks.reshape(*blocks.shape[:2], -1, 4)[..., _COLUMN_ORDER]
+    else:
+        blocks = _in_blocks(codes, len(out), encoding.lanes, encoding.padded_columns // 2)
+        quads = _spread_nibbles(blocks.reshape(*blocks.shape[:2], -1, 4))
+    _put(out, encoding.header_bytes, quads.transpose(0, 2, 1, 3))
+
+
+def _spread_nibbles(pairs: np.ndarray) -> np.ndarray:
+    """uint8 [..., 4], byte j of columns 2j and 2j + 1 -> nibble p of the 16-bit lane l of column 2p + l."""
+    even, odd = pairs[..., 0::2], pairs[..., 1::2]
+    low = (even & 15) | (odd << 4)
+    high = (even >> 4) | (odd & 0xF0)
+    return np.concatenate((low, high), axis=-1)
+
+
+def _in_blocks(array: np.ndarray, blocks: int, lanes: int, columns: int) -> np.ndarray:
+    """[rows, k <= columns] -> [blocks, lanes, columns], zeros beyond."""
+    if array.shape == (blocks * lanes, columns):
+        return array.reshape(blocks, lanes, columns)
+    padded = np.zeros((blocks * lanes, columns), array.dtype)
+    padded[: array.shape[0], : array.shape[1]] = array
+    return padded.reshape(blocks, lanes, columns)
+
+
+def _put(out: np.ndarray, start: int, values: np.ndarray) -> int:
+    """Copy [blocks, ...] into the bytes of each block from `start`; returns how many bytes a block got."""
+    flat = np.ascontiguousarray(values).reshape(len(out), -1).view(np.uint8)
+    out[:, start : start + flat.shape[1]] = flat
+    return flat.shape[1]
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _aligned(nbytes: int) -> int:
+    return _round_up(nbytes, ALIGNMENT_BYTES)

@@ -1,0 +1,55 @@
+"""Sizes of a step on the native runner, for plans and for its allocations. Mirrors csrc/runner.cpp."""
+
+from __future__ import annotations
+
+from octavo.models.spec import KV_PAGE_TOKENS, Attention, ModelSpec
+from octavo.runners.base import RunnerConfig
+
+_ROWS_AT_ONCE = 512
+"""Most tokens computed together: beyond it nothing gets faster, and activations grow."""
+_TARGET_ROWS = 16
+_BLOCK_TOKENS = 4 * KV_PAGE_TOKENS
+_QUERY_TILE = 48
+
+
+def row_capacity(config: RunnerConfig) -> int:
+    """Rows of activations held: a larger batch is computed in parts, with the same results."""
+    wanted = max(config.prefill_chunk_tokens, config.max_slots)
+    return max(1, min(wanted, _ROWS_AT_ONCE, config.context_tokens * config.max_slots))
+
+
+def kv_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
+    """Of all pages: float16 keys and values."""
+    return sum(
+        pages * KV_PAGE_TOKENS * 2 * 2 * spec.layers[layer].mixer.kv_heads * spec.layers[layer].mixer.head_dim
+        for group, pages in zip(spec.kv_groups, config.kv_pages, strict=True)
+        for layer in group.layers
+    )
+
+
+def activation_bytes(spec: ModelSpec, config: RunnerConfig, threads: int) -> int:
+    """Most bytes of activations, logits and workspaces, all encodings counted."""
+    projected = max((m.heads + 2 * m.kv_heads) * m.head_dim for m in _mixers(spec))
+    mixed = max(m.heads * m.head_dim for m in _mixers(spec))
+    heads = max(m.heads for m in _mixers(spec))
+    fed = max(layer.ffn.hidden_size for layer in spec.layers)
+    ropes = {m.rope for m in _mixers(spec) if m.rope is not None}
+    angles = len(ropes) * max((rope.rotary_dim for rope in ropes), default=0)
+    widest = max(spec.hidden_size, projected, fed)
+    # int16 values with three numbers every 16, 32 or 64 columns, and fp32: each in its own memory.
+    encoded = 3 * 2 * widest + 12 * (widest // 16 + widest // 32 + widest // 64) + 4 * widest
+    rows = row_capacity(config)
+    shared = rows * (4 * (2 * spec.hidden_size + projected + mixed + fed + angles))
+    shared += max(rows, _TARGET_ROWS) * encoded
+    blocks = sum(-(-pages * KV_PAGE_TOKENS // _BLOCK_TOKENS) for pages in config.kv_pages) + config.max_slots
+    most_blocks = config.max_slots * (config.context_tokens // _BLOCK_TOKENS + 1)
+    partials = 6 * min(blocks, most_blocks) * (mixed + 2 * heads)
+    logits = 4 * (config.max_slots + _TARGET_ROWS) * spec.vocab_size
+    head_dim = max(m.head_dim for m in _mixers(spec))
+    tile = 4 * _QUERY_TILE * (3 * head_dim + _BLOCK_TOKENS + 6)
+    a_thread = 4 * (spec.hidden_size + 3 * widest + angles) + encoded + tile + 12 * spec.vocab_size
+    return shared + partials + logits + threads * a_thread
+
+
+def _mixers(spec: ModelSpec) -> list[Attention]:
+    return [layer.mixer for layer in spec.layers]

@@ -1,0 +1,307 @@
+"""The Runner contract over the library: slots, batches and results as structs, one call a step.
+
+Synchronous: a handle is done when it is returned. Tokens and logprobs of a sequence are bit-equal alone, in any
+batch, however its prompt is cut, and with any number of threads. Shape letters: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+
+from octavo.errors import ClosedError, NotEnoughMemoryError
+from octavo.models.spec import KV_PAGE_TOKENS, ModelSpec
+from octavo.runners.base import (
+    Batch,
+    Chunk,
+    Counters,
+    ForwardResult,
+    RunnerConfig,
+    RunnerInfo,
+    Sampled,
+    SampleResult,
+    SlotState,
+)
+from octavo.runners.cpu import library
+from octavo.runners.cpu.library import ISA_NAMES, IsaName
+from octavo.runners.cpu.limits import activation_bytes, kv_bytes
+from octavo.runners.cpu.model import NativeModel, build_model
+from octavo.types import Sampling, TokenLogprob
+
+if TYPE_CHECKING:
+    from octavo.weights import WeightStore
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[ResultT]):
+    """A handle of work that is already finished."""
+
+    value: ResultT
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> ResultT:
+        return self.value
+
+
+@dataclass(slots=True)
+class _Slot:
+    logprobs: int | None
+    table_sources: list[tuple[int, ...]]
+    """The page tables `tables` was made from: a table that is the same object needs no new array."""
+    tables: list[np.ndarray]
+
+
+class CpuRunner:
+    def __init__(
+        self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig, *, isa: IsaName, threads: int
+    ) -> None:
+        """Raises NotEnoughMemoryError where KV pages or activations do not fit."""
+        self._library = library.native()
+        self._spec = spec
+        self._config = config
+        self._isa = isa
+        self._threads = threads
+        number = ISA_NAMES.index(isa)
+        self._lanes = int(self._library.octavo_isa_lanes(number))
+        self._model: NativeModel | None = build_model(
+            spec, weights, config, isa=number, lanes=self._lanes, threads=threads
+        )
+        self._slots: dict[int, _Slot] = {}
+        self._steps = 0
+        self._handle: int | None = self._library.octavo_open(ctypes.byref(self._model.struct))
+        if not self._handle:
+            self._handle = None
+            raise self._out_of_memory()
+
+    @property
+    def info(self) -> RunnerInfo:
+        return RunnerInfo(
+            name="cpu",
+            device=f"cpu ({self._isa}, {self._threads} thread{'s' if self._threads > 1 else ''})",
+            layout=f"cpu-r{self._lanes}-1",
+            compute_dtype="float32",
+            kv_dtype="float16",
+            max_slots=self._config.max_slots,
+            kv_pages=self._config.kv_pages,
+            batch_invariant=True,
+            chunk_invariant=True,
+        )
+
+    def open_slot(self, slot: int, state: SlotState) -> None:
+        assert 0 <= slot < self._config.max_slots, f"slot {slot} is out of range"
+        assert slot not in self._slots, f"slot {slot} is taken"
+        assert state.adapter is None, "adapters are not supported"
+        ids = self._ids(state.token_ids)
+        sampling, kept = _sampling_struct(state.sampling, self._spec.vocab_size)
+        self._check(
+            self._library.octavo_open_slot(
+                self._open_handle(),
+                slot,
+                ctypes.byref(sampling),
+                ids.ctypes.data,
+                len(ids),
+                state.prompt_tokens,
+            )
+        )
+        del kept  # the library has copied it
+        groups = len(self._config.kv_pages)
+        empty = np.zeros(0, np.int32)
+        self._slots[slot] = _Slot(state.sampling.logprobs, [()] * groups, [empty] * groups)
+
+    def close_slot(self, slot: int) -> None:
+        del self._slots[slot]
+        self._library.octavo_close_slot(self._open_handle(), slot)
+
+    def forward(self, batch: Batch) -> Done[ForwardResult]:
+        structs = (library.ChunkStruct * len(batch.chunks))()
+        kept = [self._fill(struct, chunk) for struct, chunk in zip(structs, batch.chunks, strict=True)]
+        self._check(self._library.octavo_forward(self._open_handle(), structs, len(structs)))
+        self._steps += 1
+        return Done(
+            ForwardResult(tuple(_prompt_logprobs(c, k) for c, k in zip(batch.chunks, kept, strict=True)))
+        )
+
+    def sample(self, batch: Batch, masks: Mapping[int, np.ndarray] | None = None) -> Done[SampleResult]:
+        slots = [chunk.slot for chunk in batch.chunks if chunk.sample]
+        structs = (library.SampleStruct * len(slots))()
+        kept = []
+        for struct, slot in zip(structs, slots, strict=True):
+            struct.slot = slot
+            mask = None if masks is None else masks.get(slot)
+            if mask is not None:
+                mask = np.ascontiguousarray(mask, np.uint32)
+                assert mask.shape == (-(-self._spec.vocab_size // 32),)
+                struct.mask = mask.ctypes.data
+            logprobs = self._slots[slot].logprobs
+            wanted = None if logprobs is None else _WantedLogprobs(1, min(logprobs, self._spec.vocab_size))
+            if wanted is not None:
+                struct.logprobs = wanted.struct
+            kept.append((mask, wanted))
+        self._check(self._library.octavo_sample(self._open_handle(), structs, len(structs)))
+        return Done(
+            SampleResult(
+                tuple(
+                    Sampled(
+                        struct.token_id,
+                        None if wanted is None or struct.token_id < 0 else wanted.read(0, struct.token_id),
+                    )
+                    for struct, (_, wanted) in zip(structs, kept, strict=True)
+                )
+            )
+        )
+
+    def logits(self, slot: int) -> np.ndarray:
+        """The fp32 logits [V] the last `forward` kept for a slot, in an array of their own."""
+        pointer = self._library.octavo_logits(self._open_handle(), slot)
+        return np.ctypeslib.as_array(pointer, (self._spec.vocab_size,)).copy()
+
+    def memory(self) -> Mapping[str, int]:
+        if self._handle is None or self._model is None:
+            return {"weights": 0, "kv": 0, "activations": 0}
+        kv, activations = ctypes.c_int64(), ctypes.c_int64()
+        self._library.octavo_memory(self._handle, ctypes.byref(kv), ctypes.byref(activations))
+        return {"weights": self._model.weight_bytes, "kv": kv.value, "activations": activations.value}
+
+    def counters(self) -> Counters:
+        return Counters()
+
+    def close(self) -> None:
+        handle, self._handle = self._handle, None
+        self._slots.clear()
+        if handle is not None:
+            self._library.octavo_close(handle)
+        self._model = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self.close()
+
+    def _fill(self, struct: library.ChunkStruct, chunk: Chunk) -> _Kept:
+        slot, tokens, end = self._slots[chunk.slot], chunk.tokens, chunk.start + chunk.tokens
+        assert chunk.start >= 0
+        assert tokens > 0
+        assert end <= self._config.context_tokens
+        kept = _Kept()
+        if chunk.token_ids is not None:
+            kept.ids = self._ids(chunk.token_ids)
+            struct.token_ids = kept.ids.ctypes.data
+        self._update_tables(slot, chunk)
+        pages_needed = -(-end // KV_PAGE_TOKENS)
+        assert all(len(table) >= pages_needed for table in slot.tables)
+        kept.tables = (ctypes.c_void_p * len(slot.tables))(*(table.ctypes.data for table in slot.tables))
+        struct.page_tables = ctypes.cast(kept.tables, type(struct.page_tables))
+        if chunk.targets is not None:
+            kept.targets = np.array(chunk.targets, np.int32)
+            assert kept.targets.shape == (tokens,)
+            assert kept.targets.max() < self._spec.vocab_size
+            kept.wanted = _WantedLogprobs(tokens, min(chunk.top_logprobs, self._spec.vocab_size))
+            struct.targets = kept.targets.ctypes.data
+            struct.prompt = kept.wanted.struct
+        struct.slot, struct.start, struct.tokens = chunk.slot, chunk.start, tokens
+        struct.sample = chunk.sample
+        return kept
+
+    def _update_tables(self, slot: _Slot, chunk: Chunk) -> None:
+        for group, table in enumerate(chunk.page_tables):
+            if table is slot.table_sources[group]:
+                continue
+            made = np.array(table, np.int32)
+            assert made.size == 0 or made.max() < self._config.kv_pages[group]
+            slot.table_sources[group], slot.tables[group] = table, made
+
+    def _ids(self, token_ids: object) -> np.ndarray:
+        ids = np.array(token_ids, np.int32)
+        assert ids.size == 0 or (ids.min() >= 0 and ids.max() < self._spec.vocab_size)
+        return ids
+
+    def _open_handle(self) -> int:
+        if self._handle is None:
+            raise ClosedError("the runner is closed", remedy="Load the model again.")
+        return self._handle
+
+    def _check(self, status: int) -> None:
+        if status < 0:
+            raise self._out_of_memory()
+
+    def _out_of_memory(self) -> NotEnoughMemoryError:
+        import psutil
+
+        kv, activations = (
+            kv_bytes(self._spec, self._config),
+            activation_bytes(self._spec, self._config, self._threads),
+        )
+        needed = kv + activations
+        return NotEnoughMemoryError(
+            f"the system gave no memory for {kv:,} bytes of keys and values and {activations:,} of activations",
+            remedy="Try a smaller --context, or fewer --max-sequences.",
+            needed_bytes=needed,
+            available_bytes=psutil.virtual_memory().available,
+        )
+
+
+class _WantedLogprobs:
+    """Arrays the library writes logprobs to: one a row, and the `top` best of each row."""
+
+    def __init__(self, rows: int, top: int) -> None:
+        self._logprobs = np.empty(rows, np.float32)
+        self._top_ids = np.empty((rows, top), np.int32)
+        self._top_logprobs = np.empty((rows, top), np.float32)
+        self.struct = library.Logprobs(
+            logprobs=self._logprobs.ctypes.data,
+            top_ids=self._top_ids.ctypes.data,
+            top_logprobs=self._top_logprobs.ctypes.data,
+            top=top,
+        )
+
+    def read(self, row: int, token_id: int) -> TokenLogprob:
+        top = zip(self._top_ids[row].tolist(), self._top_logprobs[row].tolist(), strict=True)
+        # An id of -1: fewer tokens than asked for have a probability.
+        return TokenLogprob(token_id, float(self._logprobs[row]), tuple(pair for pair in top if pair[0] >= 0))
+
+
+class _Kept:
+    """What a chunk's struct points to, until the call returns."""
+
+    ids: np.ndarray | None = None
+    tables: ctypes.Array[ctypes.c_void_p] | None = None
+    targets: np.ndarray | None = None
+    wanted: _WantedLogprobs | None = None
+
+
+def _prompt_logprobs(chunk: Chunk, kept: _Kept) -> tuple[TokenLogprob, ...] | None:
+    if chunk.targets is None or kept.wanted is None:
+        return None
+    wanted = kept.wanted
+    return tuple(wanted.read(row, target) for row, target in enumerate(chunk.targets) if target >= 0)
+
+
+def _sampling_struct(
+    sampling: Sampling, vocab_size: int
+) -> tuple[library.SamplingStruct, tuple[np.ndarray, ...]]:
+    """The struct, and the arrays it points to."""
+    ids = np.array([i for i, _ in sampling.logit_bias], np.int32)
+    values = np.array([value for _, value in sampling.logit_bias], np.float32)
+    assert ids.size == 0 or (ids.min() >= 0 and ids.max() < vocab_size)
+    struct = library.SamplingStruct(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        seed=sampling.seed,
+        choice=sampling.choice,
+        top_k=min(sampling.top_k, vocab_size),
+        bias_ids=ids.ctypes.data,
+        bias_values=values.ctypes.data,
+        bias_count=len(ids),
+    )
+    return struct, (ids, values)

@@ -1,0 +1,91 @@
+"""The default model on the native runner against the reference runner on the same dequantized weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from octavo.models import build_model
+from octavo.models.spec import ModelSpec
+from octavo.quant.format import Layout
+from octavo.quant.logical_layout import REF1
+from octavo.runners.base import Batch, Chunk, Runner, RunnerConfig, SlotState
+from octavo.runners.cpu.kind import CpuRunnerKind
+from octavo.runners.cpu.library import IsaName
+from octavo.runners.cpu.runner import CpuRunner
+from octavo.runners.reference import ReferenceKind
+from octavo.runners.reference.runner import ReferenceRunner
+from octavo.sources.gguf_model import load_gguf
+from octavo.types import Sampling
+from octavo.weights import WeightStore, choose_formats, open_weights
+
+pytestmark = pytest.mark.model
+
+PROMPT = (1, 4093, 198, 19556, 638, 260, 2025, 282, 965, 5345, 30, 2, 198, 1, 520, 9531, 198)
+STEPS = 64
+PAGES = (-(-(len(PROMPT) + STEPS) // 32),)
+CONFIG = RunnerConfig("cpu", "float32", "float16", 32 * PAGES[0], 1, PAGES, 512, threads=1)
+TABLES = (tuple(range(PAGES[0])),)
+
+
+def open_model(path: Path, quant: str, layout: Layout) -> tuple[ModelSpec, WeightStore]:
+    source = load_gguf(path, location="default")
+    spec, parameters = build_model(source.config, source.naming)
+    store = open_weights(
+        model="default",
+        fingerprint=source.fingerprint,
+        tensors=source.tensors,
+        parameters=parameters,
+        formats=choose_formats(parameters, source.tensors, quant),
+        layout=layout,
+        cache_dir=None,
+        use_cache=False,
+    )
+    return spec, store
+
+
+def greedy(runner: Runner) -> tuple[list[int], np.ndarray]:
+    """STEPS tokens after the prompt, and the logits [STEPS, V] each one was chosen from."""
+    runner.open_slot(0, SlotState(PROMPT, len(PROMPT), Sampling(temperature=0.0)))
+    ids, rows = [], []
+    batch = Batch((Chunk(0, 0, PROMPT, TABLES, True),))
+    for step in range(STEPS):
+        runner.forward(batch).result()
+        if isinstance(runner, CpuRunner):
+            rows.append(runner.logits(0))
+        else:
+            assert isinstance(runner, ReferenceRunner)
+            rows.append(runner._logits[0].numpy())
+        ids.append(runner.sample(batch).result().tokens[0].token_id)
+        batch = Batch((Chunk(0, len(PROMPT) + step, None, TABLES, True),))
+    return ids, np.stack(rows)
+
+
+@pytest.fixture(scope="module")
+def expected(default_model_path: Path) -> Mapping[str, Any]:
+    torch.set_num_threads(1)
+    found = {}
+    for quant in ("auto", "int8"):
+        spec, store = open_model(default_model_path, quant, REF1)
+        found[quant] = greedy(ReferenceKind().create(spec, store, CONFIG))
+    return found
+
+
+@pytest.mark.parametrize("quant", ["auto", "int8"])
+def test_greedy_ids_and_divergence(
+    isa: IsaName, quant: str, default_model_path: Path, expected: Mapping[str, Any]
+) -> None:
+    kind = CpuRunnerKind(isa)
+    spec, store = open_model(default_model_path, quant, kind.layout)
+    runner = kind.create(spec, store, CONFIG)
+    ids, got = greedy(runner)
+    runner.close()
+    want_ids, want = expected[quant]
+    assert ids == want_ids
+    p, q = (torch.log_softmax(torch.from_numpy(x).double(), -1) for x in (want, got))
+    assert float((p.exp() * (p - q)).sum(-1).mean()) < 1e-5
