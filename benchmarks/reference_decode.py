@@ -53,7 +53,14 @@ def write_checkpoint(folder: Path) -> None:
 
 def ours(folder: Path, tokens: int, threads: int) -> Callable[[], float]:
     llm = LLM(
-        str(folder), quant="none", device="cpu", dtype="float32", context=1024, threads=threads, cache=False
+        str(folder),
+        quant="none",
+        device="cpu",
+        dtype="float32",
+        runner="reference",
+        context=1024,
+        threads=threads,
+        cache=False,
     )
     params = SamplingParams(max_new_tokens=tokens, temperature=0.0, ignore_eos=True)
 

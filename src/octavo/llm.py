@@ -20,7 +20,7 @@ from octavo.backends.driver import Driver
 from octavo.errors import ChatTemplateError, IncompatibleModelError, InvalidInputError
 from octavo.generation import Generation, TextStream
 from octavo.loading import PlannedModel, load_backend, plan_model
-from octavo.settings import DtypeName, QuantName, SamplingParams, Settings
+from octavo.settings import DtypeName, IsaName, QuantName, RunnerName, SamplingParams, Settings
 from octavo.text.chat import ChatTemplate, RenderedPrompt
 from octavo.text.stop_tokens import stop_token_ids
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
@@ -61,6 +61,8 @@ class LLM:
         quant: QuantName = "auto",
         device: str = "auto",
         dtype: DtypeName = "auto",
+        runner: RunnerName = "auto",
+        isa: IsaName = "auto",
         context: int | None = None,
         max_sequences: int = 1,
         threads: int | None = None,
@@ -77,6 +79,8 @@ class LLM:
             quant=quant,
             device=device,
             dtype=dtype,
+            runner=runner,
+            isa=isa,
             context=context,
             max_sequences=max_sequences,
             threads=threads,

@@ -17,7 +17,6 @@ from octavo.models.spec import ModelSpec
 from octavo.plan import LoadPlan, make_plan
 from octavo.quant.format import Format
 from octavo.runners import runner_kinds
-from octavo.runners.base import RunnerKind
 from octavo.settings import Settings
 from octavo.sources.resolve import resolve
 from octavo.types import ModelSource, Progress
@@ -68,7 +67,7 @@ def plan_model(settings: Settings, *, progress: Progress | None = None) -> Plann
         parameters=parameters,
         formats=formats(settings.quant),
         file_bytes={name: tensor.nbytes for name, tensor in source.tensors.items()},
-        kinds=runner_kinds(),
+        kinds=runner_kinds(settings.runner, settings.isa),
         machine=machine,
         device=device,
         alternatives={name: formats(name) for name in _SMALLER_QUANTS if name != settings.quant},
@@ -85,7 +84,10 @@ class LoadedBackend:
 
 def load_backend(model: PlannedModel, *, progress: Progress | None = None) -> LoadedBackend:
     """Pack the weights (or map the packed cache), build the runner and the engine on it."""
-    plan, kind = model.plan, _kind(model.plan)
+    plan = model.plan
+    (kind,) = (
+        kind for kind in runner_kinds(model.settings.runner, model.settings.isa) if kind.name == plan.runner
+    )
     weights = open_weights(
         model=model.source.location,
         fingerprint=model.source.fingerprint,
@@ -104,8 +106,3 @@ def load_backend(model: PlannedModel, *, progress: Progress | None = None) -> Lo
         weights.close()
         raise
     return LoadedBackend(NativeBackend(runner, plan.config, model.spec, digest), from_cache, notices)
-
-
-def _kind(plan: LoadPlan) -> RunnerKind:
-    (kind,) = (kind for kind in runner_kinds() if kind.name == plan.runner)
-    return kind

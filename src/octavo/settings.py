@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 QuantName = Literal["auto", "none", "int8", "llm-int8"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+RunnerName = Literal["auto", "cpu", "reference"]
+IsaName = Literal["auto", "avx512", "avx2", "portable"]
 
 
 def _option(default: Any, help: str, **more: Any) -> Any:
@@ -32,6 +34,8 @@ class Settings:
     quant: QuantName = _option("auto", "Weight format: auto is as stored if already quantized, else int8.")
     device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps.")
     dtype: DtypeName = _option("auto", "Compute type: auto, float32, bfloat16 or float16.")
+    runner: RunnerName = _option("auto", "What computes: auto (the fastest that can), cpu or reference.")
+    isa: IsaName = _option("auto", "The CPU runner's instruction set: auto, avx512, avx2 or portable.")
     context: int | None = _option(None, "Context in tokens [default: the model's, at most 8192, what fits].")
     max_sequences: int = _option(1, "Sequences generated together.")
     threads: int | None = _option(None, "CPU threads [default: physical cores].")

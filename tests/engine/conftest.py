@@ -342,7 +342,9 @@ class Harness:
 
     def __init__(self, spec, config, runner):
         self.spec, self.config, self.runner = spec, config, runner
-        self.engine = Engine(runner, config, spec, "digest")
+        self.seconds = 0.0
+        """What the engine's clock says."""
+        self.engine = Engine(runner, config, spec, "digest", clock=lambda: self.seconds)
         self.events = {}
         self.order = []
         """(request id, token id) as emitted."""

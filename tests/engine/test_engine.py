@@ -305,6 +305,30 @@ def test_close_takes_back_what_a_surplus_step_holds(toy):
     assert not harness.runner.queue
 
 
+def test_the_first_event_says_how_long_its_request_waited(toy):
+    harness = toy.harness(slots=1)
+    first, second, third = (harness.submit(toy.request(new=n)) for n in (5, 1, 3))
+    while third not in harness.events:
+        harness.seconds += 1
+        harness.step()
+    harness.drain()
+    waits = [[event.queued_seconds for event in harness.events[request]] for request in (first, second, third)]
+    assert waits == [[1, 0, 0, 0, 0], [6], [7, 0, 0]]
+
+
+def test_cancelling_takes_no_lock(toy):
+    """An abandoned stream does so from its destructor, whatever locks the thread it runs in may hold."""
+    harness = toy.harness()
+    request_id = harness.submit(toy.request())
+    with harness.engine._mail, harness.engine._work:
+        canceller = threading.Thread(target=harness.engine.cancel, args=(request_id,), daemon=True)
+        canceller.start()
+        canceller.join(5)
+        assert not canceller.is_alive()
+    harness.drain()
+    assert harness.reason(request_id) is FinishReason.CANCELLED
+
+
 def test_submit_wakes_a_waiting_step(toy):
     harness = toy.harness()
     threading.Timer(0.05, lambda: harness.submit(toy.request(new=1))).start()

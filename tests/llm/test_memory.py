@@ -22,7 +22,7 @@ def resident_bytes() -> int:
 def test_ten_cycles_leave_resident_memory_flat(default_model_path):
     after = []
     for _ in range(10):
-        with LLM(default_model_path, device="cpu", context=256) as llm:
+        with LLM(default_model_path, device="cpu", runner="reference", context=256) as llm:
             llm.generate("Hello", SamplingParams(max_new_tokens=2))
             held = resident_bytes()
         gc.collect()

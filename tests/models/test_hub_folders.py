@@ -25,7 +25,7 @@ def test_greedy_tokens_through_our_paged_cache(case, tiny, prompt_ids, tmp_path)
     theirs.save_pretrained(tmp_path, max_shard_size="60KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     params = SamplingParams(max_new_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
-    with LLM(tmp_path, quant="none", device="cpu", cache=False, context=256) as llm:
+    with LLM(tmp_path, quant="none", device="cpu", runner="reference", cache=False, context=256) as llm:
         done = llm.generate(prompt_ids, params)
         scored = llm.score(prompt_ids)
     assert list(done.token_ids) == greedy(theirs, prompt_ids)
@@ -58,5 +58,5 @@ def test_older_configs_say_the_same(tiny, prompt_ids, tmp_path):
     config["rope_scaling"] = rope
     path.write_text(json.dumps(config))
     params = SamplingParams(max_new_tokens=8, temperature=0, ignore_eos=True)
-    with LLM(tmp_path, quant="none", device="cpu", cache=False, context=128) as llm:
+    with LLM(tmp_path, quant="none", device="cpu", runner="reference", cache=False, context=128) as llm:
         assert list(llm.generate(prompt_ids, params).token_ids) == greedy(theirs, prompt_ids)[:8]

@@ -47,9 +47,19 @@ def test_golden_tokens(case):
 
 @pytest.mark.parametrize("case", GOLDEN["logprobs"])
 def test_golden_logprobs(case):
-    found = logprob_of(row(case["row"]).log_softmax(-1), case["token"], case["top"])
+    found = logprob_of(row(case["row"]), case["token"], case["top"])
     assert found.logprob == pytest.approx(float(case["logprob"]), rel=1e-6, abs=1e-4)
     assert [i for i, _ in found.top] == [i for i, _ in case["alternatives"]]
+
+
+def test_logprobs_are_ordered_by_logits():
+    """Two neighboring floats near 0 have one logprob near -4; the law orders by the logit."""
+    logits = torch.zeros(60)
+    logits[10] = 1e-3
+    logits[40] = torch.nextafter(logits[10], torch.tensor(1.0))
+    assert len(set(logits.log_softmax(-1)[[10, 40]].tolist())) == 1
+    expected = law.token_logprob(logits.numpy(), 10, 2)
+    assert [i for i, _ in logprob_of(logits, 10, 2).top] == [i for i, _ in expected.top] == [40, 10]
 
 
 @settings(max_examples=50, deadline=None)

@@ -31,7 +31,10 @@ class Backend(Protocol):
         """Queue a request; returns its id. Raises ClosedError after close."""
 
     def cancel(self, request_id: int) -> None:
-        """Stop a request at the next step; its last event has finish_reason CANCELLED. Unknown ids: no effect."""
+        """Stop a request at the next step; its last event has finish_reason CANCELLED. Unknown ids: no effect.
+
+        Takes no lock, since destructors call it.
+        """
 
     def step(self, timeout_seconds: float) -> list[TokenEvent]:
         """Do one step of work, waiting at most this long for some to arrive; [] when there was none."""

@@ -1,11 +1,12 @@
 """The one thread that steps a backend, and the queues its events go to.
 
-Users' threads submit and read; only this thread calls `step`. A backend that raises is broken: every open
-request is told so, and the driver refuses more.
+Users' threads submit and read; only this thread calls `step`, and it closes the backend when it ends. A backend
+that raises is broken: every open request is told so, and the driver refuses more.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Callable
@@ -24,7 +25,8 @@ _log = logging.getLogger("octavo")
 
 
 class Driver:
-    """Owns the backend: `close` closes it. Thread-safe."""
+    """Owns the backend. Thread-safe. `close` ends it, and so does the end of the program: a thread that is still
+    inside a library when the interpreter goes down would abort the process."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -33,7 +35,12 @@ class Driver:
         self._closing = False
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            backend.close()
+            raise
+        atexit.register(self.close)
 
     def submit(self, request: Request, sink: Sink) -> int:
         """Queue a request; its events go to `sink`, the last one with a finish reason.
@@ -41,24 +48,25 @@ class Driver:
         Raises ClosedError after `close` or when the backend is broken, and what the backend refuses with.
         """
         with self._lock:  # the first event may come before submit returns the id
-            if self._closing or self._failure is not None:
+            if self._closing:
                 raise self._refusal()
             request_id = self.backend.submit(request)
             self._sinks[request_id] = sink
             return request_id
 
     def cancel(self, request_id: int) -> None:
-        """Stop a request; it still gets its last event. Unknown or finished ids have no effect."""
+        """Stop a request; it still gets its last event. Unknown or finished ids have no effect. Takes no lock,
+        since destructors call it."""
         self.backend.cancel(request_id)
 
+    def stop(self) -> None:
+        """`close` without waiting for it, and without a lock: for destructors, which run in any thread."""
+        self._closing = True
+
     def close(self) -> None:
-        """End what is running with ClosedError events, stop the thread, close the backend. Idempotent."""
-        with self._lock:
-            self._closing = True
+        """End what is running with ClosedError events, and wait until the backend is closed. Idempotent."""
+        self.stop()
         self._thread.join()
-        with self._lock:
-            self._end_all(self._refusal())
-            self.backend.close()
 
     def _run(self) -> None:
         try:
@@ -66,9 +74,15 @@ class Driver:
                 self._deliver(self.backend.step(_IDLE_SECONDS))
         except Exception as failure:
             _log.exception("the engine stopped")
-            with self._lock:
-                self._failure = failure
-                self._end_all(failure)
+            self._failure = failure
+        self._closing = True
+        with self._lock:  # who comes after this is refused
+            self._end_all(self._failure or self._refusal())
+        try:
+            self.backend.close()
+        except Exception:
+            _log.exception("the engine did not close")
+        atexit.unregister(self.close)
 
     def _deliver(self, events: list[TokenEvent]) -> None:
         for event in events:

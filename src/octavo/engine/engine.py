@@ -11,6 +11,9 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 from octavo.engine.scheduler import Entry, Scheduler
@@ -26,10 +29,18 @@ class Engine:
     """Runs requests on a runner, which it owns. `submit`, `cancel`, `info` and `close` are thread-safe; one
     thread calls `step`.
 
-    `weights_digest` identifies weights and format (the root of prefix keys).
+    `weights_digest` identifies weights and format (the root of prefix keys). `clock` counts seconds.
     """
 
-    def __init__(self, runner: Runner, config: RunnerConfig, spec: ModelSpec, weights_digest: str) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        config: RunnerConfig,
+        spec: ModelSpec,
+        weights_digest: str,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._runner = runner
         self._weights_digest = weights_digest
         self._scheduler = Scheduler(
@@ -37,12 +48,16 @@ class Engine:
         )
         self._context_tokens = self._scheduler.longest_tokens(config.context_tokens)
 
+        self._clock = clock
+
         self._ids = itertools.count()
         self._mail = threading.Condition()
-        """Guards what other threads leave for the next step: `_submitted`, `_cancelled`, `_closed`."""
+        """Guards what other threads leave for the next step: `_submitted`, `_closed`."""
         self._submitted: list[Sequence] = []
-        self._cancelled: list[int] = []
         self._closed = False
+        self._cancelled: SimpleQueue[int] = SimpleQueue()
+        """Without a lock: an abandoned stream cancels from its destructor, which may run wherever the garbage
+        collector does, in a thread that holds one of ours. SimpleQueue.put is reentrant."""
 
         self._work = threading.Lock()
         """Guards everything below and the runner; held for a step's work, not while waiting for some."""
@@ -80,7 +95,7 @@ class Engine:
                 prompt_tokens=prompt_tokens,
                 context_tokens=self._context_tokens,
             )
-        sequence = Sequence(next(self._ids), request)
+        sequence = Sequence(next(self._ids), request, self._clock())
         with self._mail:
             if self._closed:
                 raise ClosedError("the engine is closed", remedy="Load the model again.")
@@ -89,19 +104,15 @@ class Engine:
         return sequence.request_id
 
     def cancel(self, request_id: int) -> None:
-        """End a request at the next step. No effect where it has ended or never was."""
-        with self._mail:
-            if not self._closed:
-                self._cancelled.append(request_id)
-                self._mail.notify()
+        """End a request at the next step. No effect where it has ended or never was. Takes no lock."""
+        if not self._closed:
+            self._cancelled.put(request_id)  # wakes nobody: while there is a request to cancel, steps go on
 
     def step(self, timeout_seconds: float) -> list[TokenEvent]:
         """Do one step of work, waiting at most `timeout_seconds` for some to arrive; [] when there was none."""
         with self._mail:
             if not (self._live or self._in_flight):
-                self._mail.wait_for(
-                    lambda: self._submitted or self._cancelled or self._closed, timeout_seconds
-                )
+                self._mail.wait_for(lambda: self._submitted or self._closed, timeout_seconds)
         with self._work:
             if not self._released:
                 self._collect_mail()
@@ -151,9 +162,10 @@ class Engine:
     # --- one step ----------------------------------------------------------------------------------
 
     def _collect_mail(self) -> None:
+        # Before the submitted ones: who is cancelled here is among them at the latest.
+        cancelled = [self._cancelled.get_nowait() for _ in range(self._cancelled.qsize())]
         with self._mail:
             submitted, self._submitted = self._submitted, []
-            cancelled, self._cancelled = self._cancelled, []
         for sequence in submitted:
             self._live[sequence.request_id] = sequence
             self._scheduler.add(sequence)
@@ -170,6 +182,7 @@ class Engine:
 
     def _queue_next(self) -> Step | None:
         for sequence in self._scheduler.admit():
+            sequence.queued_seconds = self._clock() - sequence.submitted_at
             self._fail_on(self._open_slot(sequence), sequence)
         entries = self._scheduler.plan()
         return self._queue(entries) if entries else None
@@ -332,7 +345,16 @@ def _event(sequence: Sequence, sampled: Sampled | None, error: Exception | None 
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     if sequence.request.prompt_logprobs is not None and _ends_prefill(sequence, sampled):
         prompt_logprobs = tuple(sequence.prompt_logprobs)
-    return TokenEvent(sequence.request_id, token_id, logprob, sequence.finish_reason, error, prompt_logprobs)
+    is_first = sequence.generated_tokens == (0 if sampled is None else 1)
+    return TokenEvent(
+        request_id=sequence.request_id,
+        token_id=token_id,
+        logprob=logprob,
+        finish_reason=sequence.finish_reason,
+        error=error,
+        prompt_logprobs=prompt_logprobs,
+        queued_seconds=sequence.queued_seconds if is_first else 0.0,
+    )
 
 
 def _ends_prefill(sequence: Sequence, sampled: Sampled | None) -> bool:

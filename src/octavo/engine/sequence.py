@@ -31,6 +31,10 @@ class SequenceState(enum.Enum):
 class Sequence:
     request_id: int
     request: Request
+    submitted_at: float = 0.0
+    """By the engine's clock, in seconds."""
+    queued_seconds: float = 0.0
+    """From submit to admission; 0 until then."""
     token_ids: list[int] = field(init=False)
     """Prompt and generated tokens that were read back."""
     slot: int | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from octavo.devices import parse_device
-from octavo.settings import DtypeName, QuantName, Settings
+from octavo.settings import DtypeName, IsaName, QuantName, RunnerName, Settings
 from octavo.validate.values import Range, flag, one_of, path, wrong
 
 MAX_CONTEXT_TOKENS = 1 << 24
@@ -24,6 +24,8 @@ def validate_settings(settings: object) -> Settings:
         raise wrong("settings", settings, "an octavo.Settings")
     one_of("quant", settings.quant, get_args(QuantName))
     one_of("dtype", settings.dtype, get_args(DtypeName))
+    one_of("runner", settings.runner, get_args(RunnerName))
+    one_of("isa", settings.isa, get_args(IsaName))
     parse_device(settings.device)
     cache_dir = path("cache_dir", settings.cache_dir)
     return dataclasses.replace(
