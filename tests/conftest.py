@@ -11,6 +11,18 @@ from typing import Any
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    from octavo.devices import Unusable, read_machine
+
+    cuda = read_machine("auto").cuda
+    if isinstance(cuda, Unusable):
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=f"needs a CUDA device: {cuda.why}"))
+
+
 @pytest.fixture(scope="session")
 def default_model_path() -> Path:
     """The GGUF of SmolLM2-135M-Instruct: $OCTAVO_TEST_MODEL, else where `octavo models pull default` put it."""

@@ -312,7 +312,9 @@ def test_the_first_event_says_how_long_its_request_waited(toy):
         harness.seconds += 1
         harness.step()
     harness.drain()
-    waits = [[event.queued_seconds for event in harness.events[request]] for request in (first, second, third)]
+    waits = [
+        [event.queued_seconds for event in harness.events[request]] for request in (first, second, third)
+    ]
     assert waits == [[1, 0, 0, 0, 0], [6], [7, 0, 0]]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from octavo.models.naming import FamilyNames, parameters
 from octavo.models.parameters import Parameter
@@ -228,11 +229,15 @@ class Driver:
         self.runner.forward(Batch(chunks))
         return np.stack([self.runner.logits(chunk.slot) for chunk in chunks])
 
-    def logits_of_reference(self, slot: int, ids: Sequence[int]) -> np.ndarray:
-        """The reference runner's logits [V] of the last of `ids`, as one chunk from the start."""
+    def reference_logits(self, slot: int, ids: Sequence[int]) -> np.ndarray:
+        """fp32 [T, V]: the reference runner's logits of every row of a prompt."""
         assert isinstance(self.runner, ReferenceRunner)
-        self.runner.forward(Batch((self.chunk(slot, 0, ids),)))
-        return self.runner._logits[slot].numpy()
+        model, cache = self.runner._model, self.runner._cache
+        assert model is not None
+        assert cache is not None
+        spans = cache.spans(page_tables(self.spec, slot, len(ids)), 0, len(ids))
+        with torch.inference_mode():
+            return model.logits(model.forward(torch.tensor(ids), 0, spans, cache)).numpy()
 
 
 @pytest.fixture(scope="session")
@@ -254,6 +259,11 @@ def isa(request: pytest.FixtureRequest, isas: tuple[IsaName, ...]) -> IsaName:
 @pytest.fixture(params=list(MODELS))
 def spec(request: pytest.FixtureRequest) -> ModelSpec:
     return MODELS[request.param]
+
+
+@pytest.fixture
+def flags() -> Mapping[str, ModelSpec]:
+    return MODELS
 
 
 @pytest.fixture

@@ -12,23 +12,10 @@ from octavo.models.spec import ModelSpec
 from octavo.quant.affine import INT8, LLM_INT8, Q4_1, Q8_0
 from octavo.quant.format import Format
 from octavo.quant.plain import Plain
-from octavo.runners.base import Batch
-from octavo.runners.reference.runner import ReferenceRunner
 
 TOKENS = 150
 
 FORMATS: Sequence[Format] = (INT8, LLM_INT8, Q8_0, Q4_1, Plain("f32"), Plain("f16"), Plain("bf16"))
-
-
-def reference_logits(driver: Any, ids: Sequence[int]) -> np.ndarray:
-    """fp32 [T, V]: the reference runner's logits of every row, token by token."""
-    runner = driver.runner
-    assert isinstance(runner, ReferenceRunner)
-    rows = []
-    for position, token in enumerate(ids):
-        runner.forward(Batch((driver.chunk(0, position, [token]),)))
-        rows.append(runner._logits[0].numpy())
-    return np.stack(rows)
 
 
 def divergence(want: np.ndarray, got: np.ndarray) -> float:
@@ -47,9 +34,8 @@ def test_every_flag(
     made = tiny(spec)
     ids = tokens(TOKENS, vocabulary=spec.vocab_size)
     theirs, ours = drive(spec, made.reference()), drive(spec, made.native(isa))
-    theirs.open(0, ids)
     ours.open(0, ids)
-    want = reference_logits(theirs, ids)
+    want = theirs.reference_logits(0, ids)
     got = np.concatenate([ours.logits(ours.chunk(0, i, [t])) for i, t in enumerate(ids)])
     assert divergence(want, got) < 1e-5
     assert np.abs(want - got).max() < 2e-2 * want.std()
@@ -73,9 +59,8 @@ def test_every_format(
     made = tiny(spec, format)
     ids = tokens(40)
     theirs, ours = drive(spec, made.reference()), drive(spec, made.native(isa))
-    theirs.open(0, ids)
     ours.open(0, ids)
-    want = reference_logits(theirs, ids)
+    want = theirs.reference_logits(0, ids)
     got = np.concatenate([ours.logits(ours.chunk(0, i, [t])) for i, t in enumerate(ids)])
     assert divergence(want, got) < 1e-5
     assert np.abs(want - got).max() < 2e-2 * want.std()

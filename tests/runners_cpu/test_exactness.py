@@ -163,3 +163,29 @@ def test_the_comparison_can_fail(
     ids[2] = (ids[2] + 1) % spec.vocab_size
     second.open(0, ids)
     assert not same_bits(run_chunks(second, 0, ids, TOKENS), want)
+
+
+def test_a_sequence_that_is_not_finite_fails_alone(
+    isa: Any, tiny: Callable[..., Any], drive: Callable[..., Any], tokens: Callable[..., Any], flags: Any
+) -> None:
+    """Token 7's row overflows in the norm: its sequence gets -1, its neighbour the bits it gets alone."""
+    spec = flags["layernorm"]
+    made = tiny(spec, Plain("f32"))
+    made.tensors["model.embed_tokens.weight"].values[7] = 3e38
+    ids = [i if i != 7 else 8 for i in tokens(40)]
+    broken = [*ids[:20], 7, *ids[20:]]
+    alone = drive(spec, made.native(isa))
+    alone.open(1, ids)
+    want = alone.logits(alone.chunk(1, 0, ids))[0]
+
+    driver = drive(spec, made.native(isa, threads=2))
+    driver.open(0, broken)
+    driver.open(1, ids)
+    batch = Batch((driver.chunk(0, 0, broken), driver.chunk(1, 0, ids)))
+    got = driver.logits(*batch.chunks)
+    assert np.isnan(got[0]).all()
+    assert same_bits(got[1], want)
+    first, second = driver.runner.sample(batch).result().tokens
+    assert first.token_id == -1
+    assert first.logprob is None
+    assert second.token_id == want.argmax()

@@ -28,7 +28,8 @@ def test_two_models_and_their_user_have_their_own_threads(tmp_path: Path, monkey
     torch.set_num_threads(3)
     try:
         one, two = (
-            LLM(tmp_path, device="cpu", runner="reference", cache=False, context=64, threads=n) for n in (1, 2)
+            LLM(tmp_path, device="cpu", runner="reference", cache=False, context=64, threads=n)
+            for n in (1, 2)
         )
         with one, two:
             for llm in (one, two, one):

@@ -1,0 +1,131 @@
+"""What a config says is computed, known to change nothing, or refused by the name of its key."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo.errors import IncompatibleModelError, ModelFormatError, UnsafeFileError, UnsupportedConfigError
+from octavo.models import build_model
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 512,
+}
+GEMMA2: dict[str, Any] = {
+    key: value for key, value in LLAMA.items() if key not in ("hidden_act", "mlp_bias")
+} | {
+    "model_type": "gemma2",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "sliding_window": 16,
+    "query_pre_attn_scalar": 16,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+
+
+def build(config: dict[str, Any]) -> Any:
+    return build_model(config, "huggingface")[0]
+
+
+def test_the_configs_themselves_are_taken():
+    """The negative control."""
+    assert build(LLAMA).family == "llama"
+    assert [layer.mixer.window for layer in build(GEMMA2).layers] == [16, None]
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "key"),
+    [
+        (LLAMA, {"model_type": "gpt9"}, "model_type"),
+        (LLAMA, {"hidden_act": "gelu"}, "hidden_act"),
+        (LLAMA, {"sliding_window": 4096}, "sliding_window"),
+        (LLAMA, {"logit_scale": 0.5}, "logit_scale"),
+        (LLAMA, {"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling"),
+        (LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling"),
+        (LLAMA, {"rope_scaling": {"type": "linear", "factor": 4.0, "mscale": 2.0}}, "rope_scaling.mscale"),
+        (LLAMA, {"rope_scaling": "linear"}, "rope_scaling"),
+        (GEMMA2, {"hidden_activation": "silu"}, "hidden_activation"),
+        (GEMMA2, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        (GEMMA2, {"layer_types": ["full_attention"]}, "layer_types"),
+        (GEMMA2, {"layer_types": ["full_attention", "chunked_attention"]}, "layer_types"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused_by_name(base, change, key):
+    with pytest.raises(UnsupportedConfigError) as caught:
+        build(base | change)
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"model_type": None}, "model_type"),
+        ({"vocab_size": None}, "vocab_size"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"vocab_size": "96"}, "vocab_size"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps"),
+        ({"attention_bias": "yes"}, "attention_bias"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3; expected a divisor of the 4"),
+        ({"head_dim": 15}, "15 dims"),
+        ({"rope_theta": -1.0}, "rope_theta"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
+    ],
+)
+def test_what_makes_no_sense_is_named(change, word):
+    with pytest.raises(ModelFormatError, match=word):
+        build(LLAMA | change)
+
+
+def test_code_of_a_checkpoint_is_never_run():
+    with pytest.raises(UnsafeFileError, match="never run"):
+        build(LLAMA | {"model_type": "mine", "auto_map": {"AutoModel": "modeling.Mine"}})
+
+
+@pytest.mark.parametrize("key", ["head_dim", "num_attention_heads", "num_hidden_layers"])
+def test_a_huge_config_is_refused_at_once(key):
+    started = time.perf_counter()
+    with pytest.raises(ModelFormatError, match=key):
+        build(LLAMA | {key: 1 << 30})
+    assert time.perf_counter() - started < 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 1 << 40) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data(), base=st.sampled_from([LLAMA, GEMMA2]), value=JSON)
+def test_any_value_of_any_key_is_taken_or_refused(data, base, value):
+    key = data.draw(st.sampled_from([*sorted(base), "rope_parameters", "partial_rotary_factor"]))
+    scaling = data.draw(st.sampled_from([None, "rope_type", "factor", "rope_theta"]))
+    if scaling is not None:
+        key, value = "rope_scaling", {"rope_type": "linear", "factor": 2.0, scaling: value}
+    try:
+        build(base | {key: value})
+    except IncompatibleModelError as error:
+        assert error.message
+        assert error.remedy
