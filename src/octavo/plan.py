@@ -15,6 +15,7 @@ from typing import Any
 
 from octavo.devices import DeviceChoice, Machine
 from octavo.dtypes import DTYPE_BYTES, DtypePolicy, resolve_dtypes
+from octavo.engine.page_pool import pages_for_sequence, pages_for_tokens
 from octavo.errors import IncompatibleModelError, InvalidParameterError, NotEnoughMemoryError, OctavoError
 from octavo.models.parameters import Parameter
 from octavo.models.spec import KV_PAGE_TOKENS, KVGroup, ModelSpec
@@ -237,15 +238,8 @@ def make_plan(
 def kv_group_pages(
     group: KVGroup, *, context_tokens: int, prefill_chunk_tokens: int, max_sequences: int
 ) -> int:
-    """KV pages of a group that `max_sequences` sequences of `context_tokens` can never outgrow.
-
-    A window group needs, for one sequence, the pages that a chunk's first query looks back on and the chunk
-    itself, wherever they begin within a page.
-    """
-    pages = _pages(context_tokens)
-    if group.window is not None:
-        pages = min(pages, _pages(group.window + prefill_chunk_tokens) + 1)
-    return max_sequences * pages
+    """KV pages of a group that `max_sequences` sequences of `context_tokens` can never outgrow."""
+    return max_sequences * pages_for_sequence(group.window, context_tokens, prefill_chunk_tokens)
 
 
 def readable_bytes(count: int) -> str:
@@ -398,7 +392,7 @@ class _Load:
     def largest_context(self) -> int:
         """In whole KV pages or the model's whole context; 0: none fits."""
         most = self.facts.spec.max_context_tokens
-        fitting, failing = 0, _pages(most) + 1
+        fitting, failing = 0, pages_for_tokens(most) + 1
         while failing - fitting > 1:
             pages = (fitting + failing) // 2
             if self.fits(min(pages * KV_PAGE_TOKENS, most)):
@@ -406,10 +400,6 @@ class _Load:
             else:
                 failing = pages
         return min(fitting * KV_PAGE_TOKENS, most)
-
-
-def _pages(tokens: int) -> int:
-    return -(-tokens // KV_PAGE_TOKENS)
 
 
 def _pool(name: str, parts: Mapping[str, int], load_peak_bytes: int, available_bytes: int) -> Pool:

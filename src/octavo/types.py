@@ -129,7 +129,7 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, added to its logit), sorted by id, ids unique."""
     seed: int = 0
-    """0 <= seed < 2**64. The engine draws one where the user gave none, and returns it."""
+    """0 <= seed < 2**64. Drawn before the request reaches the engine where the user gave none, and returned."""
     choice: int = 0
     """Which of n choices of the same prompt this is; part of the noise's key."""
     logprobs: int | None = None

@@ -8,7 +8,7 @@ import torch
 def test_logits_agree(case, tiny, prompt_ids):
     model = tiny(case)
     theirs, ours = model.their_logits(prompt_ids), model.our_logits(prompt_ids)
-    assert (ours - theirs).norm() / theirs.norm() < 5e-6  # the contract is 1e-4
+    assert (ours - theirs).norm() / theirs.norm() < 3e-5  # the contract is 1e-4; about 1e-6 here
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
 
 

@@ -107,6 +107,12 @@ def test_ids_outside_the_vocabulary(byte_level: Tokenizer, bad: int) -> None:
         Detokenizer(byte_level).push(bad)
 
 
+@pytest.mark.parametrize("bad", [1.5, "1", None])
+def test_what_is_no_id_is_refused(byte_level: Tokenizer, bad: object) -> None:
+    with pytest.raises(InvalidInputError, match="whole number"):
+        byte_level.decode([bad])  # type: ignore[list-item]
+
+
 def test_cost_does_not_grow_with_length(byte_level: Tokenizer) -> None:
     """A full decode at each step would take 100 times as long for the last thousand as for the first."""
     ids = byte_level.encode("The quick brown fox é中 " * 20_000, parse_special=False)

@@ -34,6 +34,10 @@ _INERT = frozenset(
 `is_llama_config` stand in SmolLM2's config; transformers reads neither."""
 
 
+MAX_HEADS = MAX_HEAD_DIM = 1 << 14
+"""Far beyond any model: a config is read before anything can say whether it fits in memory."""
+
+
 class ConfigReader:
     """One config, with a record of which keys were taken.
 
@@ -87,6 +91,19 @@ class ConfigReader:
         if not isinstance(value, str):
             raise self._malformed(key, value, "a string")
         return value
+
+    def heads(self) -> tuple[int, int]:
+        """Query heads, and the kv heads that they share evenly."""
+        heads = self.integer("num_attention_heads", most=MAX_HEADS)
+        kv_heads = self.integer("num_key_value_heads", heads, most=MAX_HEADS)
+        if heads % kv_heads:
+            raise self._malformed(
+                "num_key_value_heads", kv_heads, f"a divisor of the {heads} attention heads"
+            )
+        return heads, kv_heads
+
+    def head_dim(self, default: int) -> int:
+        return self.integer("head_dim", default, most=MAX_HEAD_DIM)
 
     def unsupported(self, key: str, why: str) -> UnsupportedConfigError:
         return UnsupportedConfigError(

@@ -30,8 +30,8 @@ _ACTIVATION = "gelu_pytorch_tanh"
 
 def build(config: ConfigReader) -> ModelSpec:
     hidden_size = config.integer("hidden_size")
-    head_dim = config.integer("head_dim", 256)
-    heads = config.integer("num_attention_heads")
+    heads, kv_heads = config.heads()
+    head_dim = config.head_dim(256)
     norm = Norm("rms", config.positive("rms_norm_eps", 1e-6), offset=1.0)
     bias = config.flag("attention_bias", False)
     # transformers computes with hidden_activation; hidden_act is a leftover of Gemma 1 that says "gelu".
@@ -44,7 +44,7 @@ def build(config: ConfigReader) -> ModelSpec:
         norms=LayerNorms(norm, norm, norm, norm),
         mixer=Attention(
             heads=heads,
-            kv_heads=config.integer("num_key_value_heads", heads),
+            kv_heads=kv_heads,
             head_dim=head_dim,
             scale=config.positive("query_pre_attn_scalar", 256) ** -0.5,
             rope=read_rope(config, head_dim, default_base=10000.0),
@@ -58,7 +58,7 @@ def build(config: ConfigReader) -> ModelSpec:
     kinds = {"full_attention": full, "sliding_attention": windowed}
     count = config.integer("num_hidden_layers", most=1024)
     types = config.raw("layer_types", [("sliding_attention", "full_attention")[i % 2] for i in range(count)])
-    if len(types) != count or not set(types) <= set(kinds):
+    if not isinstance(types, list) or len(types) != count or any(kind not in list(kinds) for kind in types):
         raise config.unsupported("layer_types", f"does not name {count} layers of {sorted(kinds)}")
     return ModelSpec(
         family="gemma2",

@@ -16,8 +16,8 @@ NAMES = FamilyNames(
 
 def build(config: ConfigReader) -> ModelSpec:
     hidden_size = config.integer("hidden_size")
-    heads = config.integer("num_attention_heads")
-    head_dim = config.integer("head_dim", hidden_size // heads)
+    heads, kv_heads = config.heads()
+    head_dim = config.head_dim(hidden_size // heads)
     norm = Norm("rms", config.positive("rms_norm_eps", 1e-6))
     bias = config.flag("attention_bias", False)
     if config.text("hidden_act", "silu") != "silu":
@@ -26,7 +26,7 @@ def build(config: ConfigReader) -> ModelSpec:
         norms=LayerNorms(pre_mixer=norm, post_mixer=None, pre_ffn=norm, post_ffn=None),
         mixer=Attention(
             heads=heads,
-            kv_heads=config.integer("num_key_value_heads", heads),
+            kv_heads=kv_heads,
             head_dim=head_dim,
             scale=head_dim**-0.5,
             rope=read_rope(config, head_dim, default_base=10000.0),

@@ -33,11 +33,11 @@ def read_rope(config: ConfigReader, head_dim: int, default_base: float) -> Rope:
     return make_rope(kind, _number("rope_theta", base), rotary_dim, parameters)
 
 
-def make_rope(kind: str, base: float, rotary_dim: int, parameters: Mapping[str, Any]) -> Rope:
+def make_rope(kind: object, base: float, rotary_dim: int, parameters: Mapping[str, Any]) -> Rope:
     """Raises UnsupportedConfigError for a kind or a parameter we do not know, ModelFormatError for a bad value."""
-    if kind not in _SCALINGS:
+    if not isinstance(kind, str) or kind not in _SCALINGS:
         raise UnsupportedConfigError(
-            f"rope type {kind!r} is not supported (known: {', '.join(_SCALINGS)})",
+            f"rope type {kind!r:.80} is not supported (known: {', '.join(_SCALINGS)})",
             remedy="Choose a checkpoint with another rope scaling.",
             key="rope_scaling",
         )
@@ -56,8 +56,14 @@ def make_rope(kind: str, base: float, rotary_dim: int, parameters: Mapping[str, 
                 key=f"rope_scaling.{key}",
             )
     exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
-    frequencies = np.float32(1.0) / np.power(np.float32(base), exponents)
-    scaled = scale(frequencies, {key: _number(key, parameters.get(key)) for key in known})
+    with np.errstate(all="ignore"):
+        frequencies = np.float32(1.0) / np.power(np.float32(base), exponents)
+        scaled = scale(frequencies, {key: _number(key, parameters.get(key)) for key in known})
+    if not np.isfinite(scaled).all():
+        raise ModelFormatError(
+            f"rope frequencies of type {kind!r} with base {base:g} are not finite",
+            remedy="Compare the checkpoint's config.json with the original.",
+        )
     rope_kind: RopeKind = kind  # type: ignore[assignment]  # a key of _SCALINGS is one
     return Rope(rope_kind, base, rotary_dim, tuple(float(f) for f in scaled.astype(np.float32)))
 

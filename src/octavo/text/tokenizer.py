@@ -194,7 +194,13 @@ class Tokenizer:
         return text[min(spaces, self.leading_spaces) :]
 
     def _checked(self, token_id: int) -> int:
-        number = operator.index(token_id)
+        try:
+            number = operator.index(token_id)
+        except TypeError:
+            raise InvalidInputError(
+                f"a token id is a whole number, not {type(token_id).__name__}",
+                remedy=f"Use ids from 0 to {self._decodable - 1}.",
+            ) from None
         if not 0 <= number < self._decodable:
             raise InvalidInputError(
                 f"token id {number} is outside the vocabulary of {self._decodable} tokens",

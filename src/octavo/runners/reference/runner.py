@@ -94,6 +94,7 @@ class ReferenceRunner:
     def open_slot(self, slot: int, state: SlotState) -> None:
         if not 0 <= slot < self._config.max_slots or slot in self._slots:
             raise AssertionError(f"slot {slot} is taken or out of range")
+        assert state.adapter is None, "adapters are not supported"
         # A list of its own: sampled tokens are appended to it.
         self._slots[slot] = _Slot(list(state.token_ids), state.prompt_tokens, state.sampling)
 
