@@ -25,6 +25,21 @@ from octavo.types import (
 )
 
 
+class Inbox:
+    """Events as they come, each with the time it came: a reader that is late or slow does not change timings."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._events: queue.SimpleQueue[tuple[TokenEvent, float]] = queue.SimpleQueue()
+
+    def put(self, event: TokenEvent) -> None:
+        self._events.put((event, self._clock()))
+
+    def get(self) -> tuple[TokenEvent, float]:
+        """Waits for the next event; (event, seconds by the clock when it came)."""
+        return self._events.get()
+
+
 class Generation:
     """Accumulates one request's events. Not thread-safe: one reader.
 
@@ -39,28 +54,38 @@ class Generation:
         stop: Sequence[str],
         *,
         continuation: bool = False,
+        notices: tuple[str, ...] = (),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._request = request
+        self._notices = notices
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, continuation=continuation)
         self._stops = StopStrings(stop)
         self._clock = clock
-        self._submitted = clock()
+        self._submitted = 0.0
         self._first: float | None = None
-        self._last = self._submitted
+        self._last = 0.0
         self._queued_seconds = 0.0
         self._cached_tokens = 0
         self._text: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
 
-    def accept(self, event: TokenEvent) -> TextEvent:
-        """The text this event adds; the last one carries the Completion. Raises the event's error."""
+    def begin(self) -> Request:
+        """The request, which is submitted now: timings start here."""
+        self._submitted = self._last = self._clock()
+        return self._request
+
+    def accept(self, event: TokenEvent, came_at: float) -> TextEvent:
+        """The text this event adds; the last one carries the Completion. Raises the event's error.
+
+        `came_at`: by the clock, in seconds.
+        """
         if event.error is not None:
             raise event.error
         if event.finish_reason is FinishReason.CANCELLED:
             raise ClosedError("the request was cancelled", remedy="Send it again.")
-        token_ids = self._note_token(event)
+        token_ids = self._note_token(event, came_at)
         text = ""
         reason: FinishReason | None = event.finish_reason
         if event.token_id is not None and reason is not FinishReason.STOP:
@@ -70,18 +95,17 @@ class Generation:
             rest, reason = self._finish_text(reason)
             text += rest
         self._text.append(text)
-        done = None if reason is None else self._completion(reason)
+        done = None if reason is None else self._completion(reason, came_at)
         return TextEvent(text, token_ids, reason, done)
 
-    def _note_token(self, event: TokenEvent) -> tuple[int, ...]:
-        now = self._clock()
+    def _note_token(self, event: TokenEvent, came_at: float) -> tuple[int, ...]:
         if event.token_id is None:
             return ()
         if self._first is None:
-            self._first = now
+            self._first = came_at
             self._queued_seconds = event.queued_seconds
             self._cached_tokens = event.cached_tokens
-        self._last = now
+        self._last = came_at
         self._token_ids.append(event.token_id)
         if event.logprob is not None:
             self._logprobs.append(event.logprob)
@@ -98,7 +122,7 @@ class Generation:
             rest += last
         return rest, reason if stop is None else FinishReason.STOP
 
-    def _completion(self, reason: FinishReason) -> Completion:
+    def _completion(self, reason: FinishReason, ended_at: float) -> Completion:
         request = self._request
         return Completion(
             text="".join(self._text),
@@ -106,12 +130,13 @@ class Generation:
             finish_reason=reason,
             prompt_token_ids=request.prompt_token_ids,
             usage=Usage(len(request.prompt_token_ids), len(self._token_ids), self._cached_tokens),
-            timings=self._timings(),
+            timings=self._timings(ended_at),
             seed=request.sampling.seed,
             logprobs=tuple(self._logprobs) if request.sampling.logprobs is not None else None,
+            notices=self._notices,
         )
 
-    def _timings(self) -> Timings:
+    def _timings(self, ended_at: float) -> Timings:
         first = None if self._first is None else self._first - self._submitted
         prefill = None if first is None else first - self._queued_seconds
         prompt_tokens = len(self._request.prompt_token_ids) - self._cached_tokens
@@ -119,7 +144,7 @@ class Generation:
         return Timings(
             queued_seconds=self._queued_seconds,
             first_token_seconds=first,
-            total_seconds=self._clock() - self._submitted,
+            total_seconds=ended_at - self._submitted,
             prefill_tokens_per_second=prompt_tokens / prefill if prefill else None,
             decode_tokens_per_second=later / spent if later > 0 and spent > 0 else None,
         )
@@ -128,9 +153,7 @@ class Generation:
 class TextStream(Iterator[TextEvent]):
     """A request's text as it comes. Closing it, or dropping it unread, cancels the request."""
 
-    def __init__(
-        self, generation: Generation, events: queue.SimpleQueue[TokenEvent], cancel: Callable[[], None]
-    ) -> None:
+    def __init__(self, generation: Generation, events: Inbox, cancel: Callable[[], None]) -> None:
         self._generation = generation
         self._events = events
         self._cancel = cancel
@@ -140,7 +163,7 @@ class TextStream(Iterator[TextEvent]):
         if self._ended:
             raise StopIteration
         try:
-            event = self._generation.accept(self._events.get())
+            event = self._generation.accept(*self._events.get())
         except BaseException:  # KeyboardInterrupt too: the request must not go on unread
             self.close()
             raise

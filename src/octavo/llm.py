@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import queue
 import secrets
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,13 +18,13 @@ from typing import Any, Self, overload
 
 from octavo.backends.driver import Driver
 from octavo.errors import ChatTemplateError, IncompatibleModelError, InvalidInputError
-from octavo.generation import Generation, TextStream
+from octavo.generation import Generation, Inbox, TextStream
 from octavo.loading import PlannedModel, load_backend, plan_model
 from octavo.settings import DtypeName, IsaName, QuantName, RunnerName, SamplingParams, Settings
 from octavo.text.chat import ChatTemplate, RenderedPrompt
 from octavo.text.stop_tokens import stop_token_ids
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
-from octavo.types import Completion, Message, Progress, Request, Sampling, Score, TextEvent, TokenEvent
+from octavo.types import Completion, Message, Progress, Request, Sampling, Score, TextEvent
 from octavo.validate import (
     read_sampling_defaults,
     resolve_max_new_tokens,
@@ -88,7 +88,7 @@ class LLM:
             cache_dir=None if cache_dir is None else Path(cache_dir),
             cache=cache,
         )
-        self._planned = planned = plan_model(settings, progress=progress)
+        planned = plan_model(settings, progress=progress)
         source = planned.source
         tokenizer: Tokenizer | None = None
         if source.tokenizer is not None:
@@ -103,11 +103,16 @@ class LLM:
         self._defaults = read_sampling_defaults(source.generation_config)
         loaded = load_backend(planned, progress=progress)
         about_text = () if tokenizer is None else tokenizer.notices
-        self._notices = list(
+        self.notices = tuple(
             dict.fromkeys((*source.notices, *about_text, *self._defaults.notices, *loaded.notices))
         )
+        """What the user should know of the load: a cache entry made again, the hub not reached."""
         self._packed_from_cache = loaded.packed_from_cache
+        # Nothing is read any more: without this the checkpoint's files stay mapped as long as the LLM lives.
+        self._planned = dataclasses.replace(planned, source=dataclasses.replace(source, tensors={}))
         self._driver = Driver(loaded.backend)
+        # Dropped without close: the thread must not keep the memory.
+        weakref.finalize(self, self._driver.stop)
         self._load_seconds = time.perf_counter() - started
         self._state = "ready"
 
@@ -138,13 +143,13 @@ class LLM:
         """
         params = self._checked(params)
         each, many = split_prompts(prompts)
-        done = self._run([self._raw_request(prompt, params) for prompt in each], params, continuation=True)
+        done = self._run([self._raw(prompt, params) for prompt in each])
         return done if many else done[0]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextEvent]:
         """As `generate`, a piece at a time. Abandoning the iterator cancels the request."""
         params = self._checked(params)
-        return self._stream(self._raw_request(prompt, params), params, continuation=True)
+        return self._stream(self._raw(prompt, params))
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """The answer to a conversation, in the model's own template.
@@ -153,14 +158,14 @@ class LLM:
         template, and what `generate` raises.
         """
         params = self._checked(params)
-        return self._run([self._chat_request(messages, params)], params, continuation=False)[0]
+        return self._run([self._chat(messages, params)])[0]
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None
     ) -> Iterator[TextEvent]:
         """As `chat`, a piece at a time. Abandoning the iterator cancels the request."""
         params = self._checked(params)
-        return self._stream(self._chat_request(messages, params), params, continuation=False)
+        return self._stream(self._chat(messages, params))
 
     def score(self, text: Prompt) -> Score:
         """log p(token i+1 | tokens <= i) of a text of at least two tokens, and its perplexity."""
@@ -175,17 +180,19 @@ class LLM:
                 "a text of one token has nothing to score", remedy="Give a text of at least two tokens."
             )
         request = Request(ids, Sampling(), max_new_tokens=0, prompt_logprobs=0)
-        events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
+        events = Inbox()
         request_id = self._driver.submit(request, events.put)
         try:
-            event = events.get()
+            event, _ = events.get()
         finally:
             self._driver.cancel(request_id)
         if event.error is not None:
             raise event.error
         assert event.prompt_logprobs is not None
         logprobs = tuple(entry.logprob for entry in event.prompt_logprobs)
-        return Score(ids, logprobs, math.exp(-math.fsum(logprobs) / len(logprobs)))
+        mean = -math.fsum(logprobs) / len(logprobs)
+        # math.exp raises beyond 709 nats, which random weights can reach.
+        return Score(ids, logprobs, math.exp(mean) if mean < 709 else math.inf)
 
     # --- tokens -------------------------------------------------------------------------------------------
 
@@ -210,11 +217,6 @@ class LLM:
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """What the user should know: a system message merged, a cache entry rebuilt, the hub not reached."""
-        return tuple(self._notices)
 
     def info(self) -> dict[str, Any]:
         """The facts of --json: what runs, where and how, compiled counters, memory by part in bytes."""
@@ -242,8 +244,6 @@ class LLM:
 
     def close(self) -> None:
         """End what is running with ClosedError and give all memory back. Idempotent."""
-        if self._state == "closed":
-            return
         self._state = "closed"
         self._driver.close()
 
@@ -260,13 +260,14 @@ class LLM:
     def _checked(self, params: SamplingParams | None) -> SamplingParams:
         return validate_sampling_params(params or SamplingParams(), vocab_size=self._planned.spec.vocab_size)
 
-    def _raw_request(self, prompt: object, params: SamplingParams) -> Request:
-        return self._request(self._raw_ids(prompt), params, DEFAULT_MAX_NEW_TOKENS)
+    def _raw(self, prompt: object, params: SamplingParams) -> Generation:
+        request = self._request(self._raw_ids(prompt), params, DEFAULT_MAX_NEW_TOKENS)
+        return Generation(request, self._tokenizer, params.stop, continuation=True)
 
-    def _chat_request(self, messages: Sequence[Message], params: SamplingParams) -> Request:
+    def _chat(self, messages: Sequence[Message], params: SamplingParams) -> Generation:
         rendered = self._render(messages)
-        self._notices += [notice for notice in rendered.notices if notice not in self._notices]
-        return self._request(rendered.token_ids, params, None)
+        request = self._request(rendered.token_ids, params, None)
+        return Generation(request, self._tokenizer, params.stop, notices=rendered.notices)
 
     def _request(self, ids: object, params: SamplingParams, default_new_tokens: int | None) -> Request:
         checked = validate_prompt_ids(
@@ -320,38 +321,34 @@ class LLM:
 
     # --- from a request to its text -------------------------------------------------------------------------
 
-    def _stream(self, request: Request, params: SamplingParams, *, continuation: bool) -> TextStream:
+    def _stream(self, generation: Generation) -> TextStream:
         """Submits now, so that errors come from the call and not from the first `next`."""
-        events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
-        generation = Generation(request, self._tokenizer, params.stop, continuation=continuation)
-        request_id = self._driver.submit(request, events.put)
+        events = Inbox()
+        request_id = self._driver.submit(generation.begin(), events.put)
         return TextStream(generation, events, lambda: self._driver.cancel(request_id))
 
-    def _run(
-        self, requests: Sequence[Request], params: SamplingParams, *, continuation: bool
-    ) -> list[Completion]:
+    def _run(self, generations: Sequence[Generation]) -> list[Completion]:
         """All requests at once; one that fails ends the others too, since its caller gets no result."""
-        events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
-        open_requests: dict[int, tuple[int, Generation]] = {}
+        events = Inbox()
+        still_open: dict[int, int] = {}  # request id -> index
         done: dict[int, Completion] = {}
         try:
-            for index, request in enumerate(requests):
-                generation = Generation(request, self._tokenizer, params.stop, continuation=continuation)
-                open_requests[self._driver.submit(request, events.put)] = (index, generation)
-            while open_requests:
-                event = events.get()
-                if event.request_id not in open_requests:
+            for index, generation in enumerate(generations):
+                still_open[self._driver.submit(generation.begin(), events.put)] = index
+            while still_open:
+                event, came_at = events.get()
+                if event.request_id not in still_open:
                     continue  # it had met its stop string
-                index, generation = open_requests[event.request_id]
-                completion = generation.accept(event).completion
+                index = still_open[event.request_id]
+                completion = generations[index].accept(event, came_at).completion
                 if completion is not None:
                     done[index] = completion
-                    del open_requests[event.request_id]
+                    del still_open[event.request_id]
                     self._driver.cancel(event.request_id)
         finally:
-            for request_id in open_requests:
+            for request_id in still_open:
                 self._driver.cancel(request_id)
-        return [done[index] for index in range(len(requests))]
+        return [done[index] for index in range(len(generations))]
 
 
 def _quant_name(model: PlannedModel) -> str:

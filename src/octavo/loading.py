@@ -100,9 +100,13 @@ def load_backend(model: PlannedModel, *, progress: Progress | None = None) -> Lo
         progress=progress,
     )
     try:
-        digest, from_cache, notices = weights.digest, weights.from_cache, weights.notices
         runner = kind.create(model.spec, weights, plan.config)
     except BaseException:
         weights.close()
         raise
-    return LoadedBackend(NativeBackend(runner, plan.config, model.spec, digest), from_cache, notices)
+    try:
+        backend = NativeBackend(runner, plan.config, model.spec, weights.digest)
+    except BaseException:
+        runner.close()
+        raise
+    return LoadedBackend(backend, weights.from_cache, weights.notices)

@@ -230,6 +230,8 @@ class Completion:
     timings: Timings
     seed: int
     logprobs: tuple[TokenLogprob, ...] | None = None
+    notices: tuple[str, ...] = ()
+    """What was done to the messages of a chat that the user should know."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -56,7 +60,6 @@ def test_several_prompts_give_what_each_gives_alone(llm):
 def test_a_stream_is_the_completion_in_pieces(llm):
     events = list(llm.stream(PROMPT, GREEDY))
     done = events[-1].completion
-    assert done == pytest.approx(done)
     assert done.token_ids == llm.generate(PROMPT, GREEDY).token_ids
     assert sum((event.token_ids for event in events), ()) == done.token_ids
     assert all(event.completion is None for event in events[:-1])
@@ -143,6 +146,49 @@ def test_no_template_is_refused_with_the_fix(llm):
     with pytest.raises(errors.ChatTemplateError) as caught:
         llm.chat([{"role": "user", "content": "Hi"}])
     assert "--raw" in caught.value.remedy
+
+
+def test_timings_are_the_engines_whatever_the_reader_does(llm):
+    stream = llm.stream(PROMPT, GREEDY)
+    time.sleep(0.5)  # late, then slow
+    done = [(event, time.sleep(0.02)) for event in stream][-1][0].completion
+    assert done.timings.total_seconds < 0.4
+    assert done.timings.decode_tokens_per_second > 60
+
+
+def test_who_waits_for_a_slot_is_timed_apart(tiny_folder):
+    with LLM(tiny_folder, device="cpu", cache=False, context=256) as llm:
+        first, second = llm.generate([PROMPT] * 2, SamplingParams(max_new_tokens=100, temperature=0))
+    assert first.timings.queued_seconds < second.timings.queued_seconds
+    assert second.timings.queued_seconds == pytest.approx(first.timings.total_seconds, rel=0.2)
+    assert second.timings.first_token_seconds > second.timings.queued_seconds
+
+
+def test_a_model_that_is_dropped_unclosed_ends_its_thread(tiny_folder):
+    llm = LLM(tiny_folder, device="cpu", cache=False, context=64)
+    thread = llm._driver._thread
+    llm.generate([1], SamplingParams(max_new_tokens=1))
+    del llm
+    gc.collect()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_checkpoints_files_are_let_go_once_loaded(tiny_folder):
+    with LLM(tiny_folder, device="cpu", cache=False, context=64):
+        assert str(tiny_folder) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_program_that_ends_in_the_middle_of_an_answer_ends_well(tiny_folder):
+    program = f"""
+from octavo import LLM, SamplingParams
+llm = LLM({str(tiny_folder)!r}, device="cpu", cache=False, context=512, runner="reference")
+stream = llm.stream([1], SamplingParams(max_new_tokens=500, temperature=0))
+next(stream)
+"""
+    run = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
 def test_use_after_close_is_a_typed_error(tiny_folder):

@@ -91,11 +91,9 @@ class _Conversation:
     def say(self, text: str) -> None:
         """One turn. A message that is refused, or interrupted before its answer begins, is forgotten."""
         turns = self._fitting([*self.turns, {"role": "user", "content": text}])
-        known = len(self.llm.notices)
         answer = ""
         try:
             events = self.llm.stream_chat(self._messages(turns), self.params)
-            note_all(self.llm.notices[known:])
             if dropped := len(self.turns) + 1 - len(turns):
                 note(
                     f"the oldest {dropped} messages are forgotten: the context is {self.llm.context_tokens} tokens"
@@ -105,6 +103,7 @@ class _Conversation:
                 write(event.text)
                 if event.completion is not None:
                     write("\n")
+                    note_all(event.completion.notices)
                     note(facts_line(event.completion, self.llm.info()))
         except InvalidInputError as error:
             report(error)

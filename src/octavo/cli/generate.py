@@ -61,6 +61,7 @@ def generate(
         )
         note_all(llm.notices)
         done = follow(events, show=not (json or no_stream))
+        note_all(done.notices)
         if json:
             write_json(facts_json(done, llm.info()))
         elif no_stream:
