@@ -194,7 +194,8 @@ def map_packed_file(
     try:
         _verify(mapping, contents, progress)
     except BaseException:
-        mapping.close()
+        with suppress(BufferError):  # Ctrl-C may leave a thread that still reads: it unmaps with its view
+            mapping.close()
         raise
     return MappedFile(mapping, contents)
 

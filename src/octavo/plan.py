@@ -33,15 +33,6 @@ PREFILL_CHUNK_TOKENS = 512
 """Most prompt tokens in one forward pass: long enough to keep matrix units busy, short enough to bound
 activations."""
 
-PROCESS_BYTES = 160 << 20
-"""Anonymous memory of a process that has loaded torch, tokenizers and the command line, and no model: 157 MiB
-measured (Linux, Python 3.11, CPU build of torch 2.13, RssAnon). A CUDA build that is not used holds 140 MiB
-more, which the reserve has to cover."""
-
-CUDA_PROCESS_BYTES = 448 << 20
-"""The same with CUDA in use: 429 MiB measured on the host after a matrix product (torch 2.11, CUDA 13.0, H100).
-On the card, kernels took 76 MiB beside what torch had reserved: the reserve covers them."""
-
 VOCABULARY_ENTRY_BYTES = 1 << 10
 """A loaded tokenizer, for each vocabulary entry: 0.57 KiB measured for its BPE tables, the rest for ours."""
 
@@ -369,7 +360,7 @@ class _Load:
         """The memory that holds weights and KV first."""
         machine, weights = self.facts.machine, self.weights()
         gpu = machine.gpu(self.facts.device.device)
-        process = PROCESS_BYTES if gpu is None else CUDA_PROCESS_BYTES
+        process = self.kind.process_bytes(self.config(tokens))
         process += VOCABULARY_ENTRY_BYTES * self.facts.spec.vocab_size
         running = {
             "weights": weights.own,

@@ -25,7 +25,9 @@ def test_results_are_in_order_with_their_ids(cli):
     assert [result["id"] for result in results] == ["first", 1, 9]
     assert results[0]["text"] == "The sky is blue."
     assert results[0]["usage"]["total_tokens"] == 7
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0
+    (facts,) = done.err_lines
+    assert "weights + kv 4 MiB: 3 lines, 9 prompt + 12 new tokens in " in facts
     assert cli.llm.closed == 1
 
 
@@ -51,11 +53,14 @@ def test_sampling_fields_stand_over_those_of_the_command_line(cli):
 
 def test_prompts_and_messages(cli):
     turns = [{"role": "user", "content": "hi"}]
-    run(cli, {"messages": turns}, {"prompt": "a"}, flags=("--system", "s"))
+    system = {"role": "system", "content": "s"}
+    own = [{"role": "system", "content": "own"}, *turns]
+    run(cli, {"messages": turns}, {"messages": own}, {"prompt": "a"}, flags=("--system", "s"))
     run(cli, {"prompt": "a"}, {"messages": turns}, flags=("--raw",))
     assert [(kind, prompt) for kind, prompt, _ in cli.llm.asked] == [
-        ("chat", turns),
-        ("chat", [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]),
+        ("chat", [system, *turns]),
+        ("chat", own),
+        ("chat", [system, {"role": "user", "content": "a"}]),
         ("raw", "a"),
         ("chat", turns),
     ]
@@ -68,7 +73,7 @@ def test_prompts_and_messages(cli):
         (b"[" * 100_000, "usage", "not JSON"),
         (b"[1]", "usage", "not a JSON object"),
         (b'{"prompt": "caf\xe9"}', "not_text", "not UTF-8"),
-        (b'{"prompt": "\\ud800"}', "invalid_parameter", ""),
+        (b'{"prompt": "\\ud800"}', "not_text", "surrogate"),
         ({"id": 1}, "usage", "prompt or messages"),
         ({"prompt": "a", "messages": []}, "usage", "not both"),
         ({"prompt": 5}, "invalid_parameter", "prompt is 5"),
@@ -85,7 +90,7 @@ def test_a_bad_line_fails_alone(cli, line, code, said):
     assert (error["code"], set(error)) == (code, {"code", "message", "remedy"})
     assert said in error["message"]
     assert (done.code, len(cli.llm.asked)) == (7, 2)
-    assert done.err_lines == ["error: 1 of 3 lines failed", "  fix: See the error objects in the output."]
+    assert done.err_lines[1:] == ["error: 1 of 3 lines failed", "  fix: See the error objects in the output."]
 
 
 def test_a_request_that_fails_fails_alone(cli):
@@ -97,6 +102,11 @@ def test_a_request_that_fails_fails_alone(cli):
     }
     assert results[1]["text"]
     assert done.code == 7
+
+
+def test_a_wrong_value_is_not_quoted_in_full(cli):
+    results, _ = run(cli, {"prompt": ["word"] * 1000})
+    assert len(results[0]["error"]["message"]) < 120
 
 
 def test_a_misspelled_field_gets_the_close_name(cli):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import ChatTemplateError, ClosedError
+from octavo.errors import ChatTemplateError, ClosedError, NotTextError
 
 
 def contents(cli: Any) -> list[list[str]]:
@@ -19,7 +19,7 @@ def contents(cli: Any) -> list[list[str]]:
 def test_several_turns_from_a_pipe(cli):
     done = cli("chat", "--system", "Be brief.", stdin=b"hello\n\nand then?\n")
     assert (done.code, done.out) == (0, "The sky is blue.\nThe sky is blue.\n")
-    assert len(done.err_lines) == 2
+    assert [line.partition(", ")[0] for line in done.err_lines] == ["fake", *["3 prompt + 4 new tokens"] * 2]
     assert contents(cli) == [["Be brief.", "hello"], ["Be brief.", "hello", "and then?"]]
     assert cli.llm.asked[1][1][2] == {"role": "assistant", "content": "The sky is blue."}
     assert cli.llm.closed == 1
@@ -91,14 +91,30 @@ def test_the_oldest_turns_go_with_a_notice(cli):
 def test_a_message_that_is_too_long_is_refused_and_forgotten(cli):
     done = cli("chat", stdin=b"a\n" + b"word " * 65 + b"\nb\n")
     assert done.code == 0
-    assert done.err_lines[1:3] == ["error: too long", "  fix: less"]
+    assert done.err_lines[2:4] == ["error: too long", "  fix: less"]
     assert contents(cli)[2] == ["a", "b"]
+
+
+def test_a_message_refused_while_it_is_counted_is_forgotten(cli, monkeypatch):
+    """What a terminal sends in another encoding arrives as half surrogates."""
+    count = cli.llm.count_chat_tokens
+
+    def checked(messages):
+        if "?" in messages[-1]["content"]:
+            raise NotTextError("no text", remedy="Convert it.")
+        return count(messages)
+
+    monkeypatch.setattr(cli.llm, "count_chat_tokens", checked)
+    done = cli("chat", stdin=b"a\n?\nb\n")
+    assert done.code == 0
+    assert done.err_lines[2:4] == ["error: no text", "  fix: Convert it."]
+    assert contents(cli) == [["a"], ["a", "b"]]
 
 
 def test_other_errors_end_the_chat(cli):
     cli.llm.errors.append(ClosedError("closed", remedy="open"))
     done = cli("chat", stdin=b"a\nb\n")
-    assert (done.code, done.err_lines) == (1, ["error: closed", "  fix: open"])
+    assert (done.code, done.err_lines[1:]) == (1, ["error: closed", "  fix: open"])
 
 
 def test_a_base_model_is_refused(cli):

@@ -249,6 +249,27 @@ def test_other_errors_take_no_fallback(cli):
     assert len(cli.llm.loads) == 1
 
 
+def test_a_misspelled_alias_gets_the_close_name(cli):
+    working_file(FALLBACKS)
+    cli.llm.load_errors += [ModelNotFoundError("no", remedy="Check it.")] * 2
+    assert cli("generate", "hello", "-m", "smal").err_lines[-1] == "  fix: Did you mean small? Check it."
+    assert cli("generate", "hello", "-m", "org/name").err_lines[-1] == "  fix: Check it."
+
+
+@pytest.mark.parametrize("command", [["generate", "hello"], ["config"], ["plan"]])
+@pytest.mark.parametrize("origin", ["octavo.toml", "OCTAVO_CONTEXT"])
+def test_a_value_out_of_range_names_where_it_was_said(cli, monkeypatch, command, origin):
+    if origin == "OCTAVO_CONTEXT":
+        monkeypatch.setenv(origin, "-5")
+    else:
+        working_file("context = -5")
+    done = cli(*command)
+    assert (done.code, done.out) == (2, "")
+    assert done.err_lines[0].startswith("error: context is -5; it must be")
+    assert origin in done.err_lines[1]
+    assert not cli.llm.loads
+
+
 def test_settings_of_a_model_by_its_own_name():
     working_file("[models.'org/name']\ncontext = 512")
     assert read_configuration({"model": "org/name"}).resolve().settings == Settings(

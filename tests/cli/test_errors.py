@@ -111,6 +111,7 @@ def test_an_interrupt_keeps_the_text(cli):
     done = cli("generate", "hello")
     assert (done.code, done.out, done.err) == (130, "The sky", "")
     assert cli.llm.closed == 1
+    assert cli("generate", "hello", terminal=True).out == "The sky\n"
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ def test_the_text_alone_on_standard_output_and_one_line_of_facts(cli):
     done = cli("generate", "hello")
     assert (done.code, done.out) == (0, "The sky is blue.\n")
     assert done.err_lines == [
-        "fake, int8 from q4_1 on cpu (reference; auto found no usable GPU (cuda: none)): 3 prompt + 4 new "
-        "tokens, 12.5 tok/s, first token 0.50 s, load 0.25 s, 4 MiB, seed 7"
+        "fake, int8 from q4_1 on cpu (reference; auto found no usable GPU (cuda: none)), load 0.25 s, "
+        "weights + kv 4 MiB: 3 prompt + 4 new tokens, 12.5 tok/s, first token 0.50 s, seed 7"
     ]
     assert cli.llm.closed == 1
 
@@ -52,7 +52,6 @@ def test_where_the_prompt_comes_from(cli, arguments, stdin, prompt):
         ([], False, "raw", "hello"),
         (["--raw"], True, "raw", "hello"),
         (["--system", "Be brief."], True, "chat", SYSTEM_AND_USER),
-        (["--system", "Be brief."], False, "chat", SYSTEM_AND_USER),
     ],
 )
 @pytest.mark.parametrize("form", [[], ["--json"], ["--no-stream"]])
@@ -60,6 +59,14 @@ def test_an_instruct_model_gets_its_template(cli, arguments, template, kind, pro
     cli.llm.has_chat_template = template
     assert cli("generate", "hello", *arguments, *form).code == 0
     assert [(asked[0], asked[1]) for asked in cli.llm.asked] == [(kind, prompt)]
+
+
+def test_a_system_message_without_a_template_is_refused(cli):
+    """With a remedy that works: --raw would not, because it contradicts --system."""
+    cli.llm.has_chat_template = False
+    done = cli("generate", "hello", "--system", "Be brief.")
+    assert (done.code, done.out, len(done.err_lines)) == (6, "", 2)
+    assert "Leave --system out" in done.err_lines[1]
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,16 @@ def test_a_plan_that_cannot_fit_is_exit_4(cli, default_model_path, monkeypatch):
     assert (done.code, done.out, done.err_lines) == (4, "", ["error: too big", "  fix: smaller"])
 
 
+@pytest.mark.model
+def test_a_plan_is_of_the_model_that_would_be_loaded(cli, default_model_path):
+    text = f'[models.a]\nmodel = "./none"\nfallback = "{default_model_path}"\n'
+    Path("octavo.toml").write_text(text, encoding="utf-8")
+    done = cli("plan", "a", "--device", "cpu", "--json")
+    assert done.code == 0
+    assert done.err_lines[0].endswith(f"taking the fallback {default_model_path}")
+    assert json.loads(done.out)["model"] == str(default_model_path)
+
+
 # --- models ------------------------------------------------------------------------------------------------
 
 
@@ -99,6 +109,12 @@ def test_models_pull_default(cli, monkeypatch):
 def test_models_show_of_nothing_is_exit_3(cli):
     done = cli("models", "show", "./nowhere")
     assert (done.code, done.out, len(done.err_lines)) == (3, "", 2)
+
+
+@pytest.mark.parametrize("name", ["default", "SmolLM2-135M-Instruct"])
+def test_the_default_model_has_two_names(cli, name):
+    done = cli("models", "show", name, "--offline")
+    assert (done.code, done.err_lines[1]) == (3, "  fix: Run once with a network: octavo models pull default")
 
 
 def test_models_rm_takes_the_packed_weights_too(cli, monkeypatch):

@@ -227,5 +227,5 @@ def test_a_load_that_cannot_fit_is_refused_before_it_starts(tiny_folder, monkeyp
     monkeypatch.setattr(loading, "read_machine", lambda setting: small)
     monkeypatch.setattr(loading, "open_weights", lambda **_: pytest.fail("weights were read"))
     with pytest.raises(errors.NotEnoughMemoryError) as caught:
-        LLM(tiny_folder, device="cpu", cache=False, context=512, max_sequences=256)
+        LLM(tiny_folder, device="cpu", runner="reference", cache=False, context=512, max_sequences=256)
     assert caught.value.needed_bytes > caught.value.available_bytes

@@ -24,8 +24,6 @@ from octavo.errors import IncompatibleModelError, InvalidParameterError, NotEnou
 from octavo.models.parameters import Parameter
 from octavo.models.spec import Attention, DenseMLP, KVGroup, LayerNorms, LayerSpec, ModelSpec, Norm
 from octavo.plan import (
-    CUDA_PROCESS_BYTES,
-    PROCESS_BYTES,
     RESERVE_SHARE,
     VOCABULARY_ENTRY_BYTES,
     LoadPlan,
@@ -39,6 +37,9 @@ from octavo.settings import Settings
 
 NONE = Unusable("it was not asked for", "Ask.")
 ROOMY = 1 << 50
+
+
+PROCESS_BYTES, CUDA_PROCESS_BYTES = 160 << 20, 448 << 20
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,9 @@ class FakeKind:
     def weight_bytes(self, parameter: Parameter, format: Format, config: RunnerConfig) -> int:
         item_bytes = 4 if config.compute_dtype == "float32" or parameter.role == "vector" else 2
         return elements(parameter) * item_bytes if self.copies else 0
+
+    def process_bytes(self, config: RunnerConfig) -> int:
+        return CUDA_PROCESS_BYTES if config.device.startswith("cuda") else PROCESS_BYTES
 
     def activation_bytes(self, spec: ModelSpec, config: RunnerConfig) -> int:
         return 1000 * config.prefill_chunk_tokens + 10 * config.context_tokens + 4 * spec.vocab_size

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.cli.configuration import Configuration
-from octavo.cli.facts import completion_json
+from octavo.cli.facts import completion_json, model_facts
 from octavo.cli.loading import Loaded, loaded_model
-from octavo.cli.output import note_all, stderr_console, write_json
+from octavo.cli.output import note, note_all, stderr_console, write_json
 from octavo.cli.prompt import bounded, chat_turns, read_file
-from octavo.errors import InvalidInputError, OctavoError, UsageError
+from octavo.errors import InvalidInputError, NotTextError, OctavoError, UsageError
 from octavo.settings import SamplingParams
 from octavo.types import Completion, Message
 
@@ -29,16 +31,22 @@ def run_batch(configuration: Configuration, path: Path, *, system: str | None, r
     lines = [line for line in read_file(path).split(b"\n") if line.strip()]
     if not lines:
         raise InvalidInputError(f"{path} has no lines", remedy='Give lines such as {"prompt": "Hello"}.')
-    failed = 0
+    used: Counter[str] = Counter()
     with loaded_model(configuration) as loaded:
         note_all(loaded.llm.notices)
         batch = _Batch(loaded, system, raw, _line_schema())
+        started = time.perf_counter()
         for result in _watched(batch.answers(lines), len(lines)):
-            failed += "error" in result
+            used += Counter(result.get("usage", {"failed": 1}))
             write_json(result)
-    if failed:
+        new_tokens, seconds = used["completion_tokens"], time.perf_counter() - started
+        note(
+            f"{model_facts(loaded.llm.info())}: {len(lines) - used['failed']} lines, {used['prompt_tokens']} "
+            f"prompt + {new_tokens} new tokens in {seconds:.2f} s, {new_tokens / seconds:.1f} tok/s"
+        )
+    if used["failed"]:
         raise InvalidInputError(
-            f"{failed} of {len(lines)} lines failed", remedy="See the error objects in the output."
+            f"{used['failed']} of {len(lines)} lines failed", remedy="See the error objects in the output."
         )
 
 
@@ -88,6 +96,8 @@ class _Batch:
             turns = chat_turns(llm, prompt, system=self.system, raw=self.raw)
         if turns is None:
             return llm.generate(prompt, params)
+        if self.system is not None and not any(turn.get("role") == "system" for turn in turns):
+            turns = [{"role": "system", "content": self.system}, *turns]
         return llm.chat(turns, bounded(llm, turns, params))
 
 
@@ -104,6 +114,11 @@ def _object(line: bytes) -> dict[str, Any]:
 
     try:
         data = json.loads(validate_text(line))
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise NotTextError(
+            "the line has half a surrogate pair, which is no text", remedy="Write both halves of it."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the line is not JSON: {error}", remedy="Write one JSON object a line.") from error
     if not isinstance(data, dict):

@@ -17,7 +17,7 @@ from octavo.settings import Settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-app = typer.Typer(help="Packed weights on disk: size, prune.", rich_markup_mode=None)
+app = typer.Typer(help="Size and prune the packed weights on disk.", rich_markup_mode=None)
 
 _DAY_SECONDS = 24 * 3600.0
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from octavo.cli.configuration import read_configuration
-from octavo.cli.facts import facts_line
+from octavo.cli.facts import answer_facts, model_facts
 from octavo.cli.loading import loaded_model
 from octavo.cli.options import Given, accepts
 from octavo.cli.output import note, note_all, write
@@ -38,8 +38,8 @@ def chat(
 ) -> None:
     """Talk with a model, in several turns.
 
-    Answers go to standard output, and a line of facts about each to standard error. Type /help for the
-    commands. The oldest turns are dropped, with a notice, when the conversation outgrows the context.
+    Answers go to standard output, and facts about the model and each answer to standard error. Type /help
+    for the commands. The oldest turns are dropped, with a notice, when the conversation outgrows the context.
     """
     configuration = read_configuration(said)
     with loaded_model(configuration) as loaded:
@@ -51,8 +51,9 @@ def chat(
             )
         note_all(llm.notices)
         conversation = _Conversation(llm, loaded.resolved.sampling, system)
+        note(model_facts(llm.info()))
         if sys.stdin.isatty():
-            note(f"{llm.info()['model']}: type a message, or /help")
+            note("type a message, or /help")
         for line in _lines():
             if line.startswith("/"):
                 if not conversation.obey(line):
@@ -90,9 +91,10 @@ class _Conversation:
 
     def say(self, text: str) -> None:
         """One turn. A message that is refused, or interrupted before its answer begins, is forgotten."""
-        turns = self._fitting([*self.turns, {"role": "user", "content": text}])
+        turns: list[Message] = [*self.turns, {"role": "user", "content": text}]
         answer = ""
         try:
+            turns = self._fitting(turns)
             events = self.llm.stream_chat(self._messages(turns), self.params)
             if dropped := len(self.turns) + 1 - len(turns):
                 note(
@@ -104,7 +106,7 @@ class _Conversation:
                 if event.completion is not None:
                     write("\n")
                     note_all(event.completion.notices)
-                    note(facts_line(event.completion, self.llm.info()))
+                    note(answer_facts(event.completion))
         except InvalidInputError as error:
             report(error)
         except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from octavo.cli.configuration import Resolved, read_configuration
+from octavo.cli.configuration import FLAG, Resolved, check, read_configuration
 from octavo.cli.fields import flag_name, variable_name
 from octavo.cli.options import Given, accepts
 from octavo.cli.output import note_all, write_json, write_table
@@ -30,6 +30,7 @@ def config(
     configuration = read_configuration(said)
     note_all(configuration.notices)
     resolved = configuration.resolve()
+    check(resolved)
     rows = list(_rows(resolved, _model_says(resolved.settings)))
     if json:
         write_json({name: {"value": value, "origin": origin} for name, value, origin, _ in rows})
@@ -51,7 +52,7 @@ def _rows(resolved: Resolved, model: Mapping[str, Any]) -> list[tuple[str, Any, 
             value, origin = getattr(values, field.name), resolved.origins.get(field.name, "default")
             if origin == "default" and field.name in model:
                 value, origin = model[field.name], "model"
-            if origin == "flag":
+            if origin == FLAG:
                 origin = flag_name(field)
             rows.append((field.name, value, origin, variable_name(field)))
     return rows

@@ -8,15 +8,18 @@ dataclass default, and the model's own values come in later (`octavo.validate`).
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from octavo.cli.layers import Alias, File, Layer, Said, read_environment, read_file
-from octavo.errors import UsageError
+from octavo.errors import InvalidParameterError, UsageError
 from octavo.settings import SamplingParams, Settings
 
 FILE_NAME = "octavo.toml"
+FLAG = "flag"
+"""The origin of what was said on the command line."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,6 +66,31 @@ class Configuration:
         found = (file.aliases[name] for file in self.files if name in file.aliases)
         return next(found, None)
 
+    def close_names(self, model: str | None) -> str:
+        """Names a missing model may have been meant as, for a message; empty where there are none."""
+        names = {name for file in self.files for name in file.aliases} | {"default"}
+        close = difflib.get_close_matches(model or "", sorted(names - {model}), n=2)
+        return " or ".join(close)
+
+
+def check(resolved: Resolved) -> None:
+    """Ranges of all that was said, before any model is. Token ids are checked again against its vocabulary.
+
+    Raises InvalidParameterError, which names the layer to correct.
+    """
+    from octavo.validate import validate_sampling_params, validate_settings
+
+    try:
+        validate_settings(resolved.settings)
+        validate_sampling_params(resolved.sampling, vocab_size=1 << 31)
+    except InvalidParameterError as error:
+        origin = resolved.origins.get(error.parameter, FLAG)
+        if origin == FLAG:
+            raise
+        raise InvalidParameterError(
+            error.message, remedy=f"Correct {origin}: it says so.", parameter=error.parameter
+        ) from error
+
 
 def read_configuration(said: Mapping[str, Any]) -> Configuration:
     """`said` are the flags given on the command line. Raises UsageError where a layer cannot be read."""
@@ -71,7 +99,7 @@ def read_configuration(said: Mapping[str, Any]) -> Configuration:
     environment, notices = read_environment(Settings, SamplingParams)
     folders = (Path(), user_config_path("octavo", appauthor=False))
     configuration = Configuration(
-        flags={name: Said(value, "flag") for name, value in said.items()},
+        flags={name: Said(value, FLAG) for name, value in said.items()},
         environment=environment,
         files=tuple(read_file(folder / FILE_NAME, Settings, SamplingParams) for folder in folders),
         notices=notices,

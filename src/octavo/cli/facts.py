@@ -13,9 +13,27 @@ from octavo.types import Completion, FinishReason, ModelSource
 
 
 def facts_line(done: Completion, info: Mapping[str, Any]) -> str:
-    """`MODEL, int8 from q4_1 on cpu (reference; no GPU): 37 prompt + 64 new tokens, 31.2 tok/s, ...`."""
+    """All of one request on one line: `model_facts`, then `answer_facts`."""
+    return f"{model_facts(info)}: {answer_facts(done)}"
+
+
+def model_facts(info: Mapping[str, Any]) -> str:
+    """`MODEL, int8 from q4_1 on cpu (reference; no GPU), load 2.05 s, weights + kv 875 MiB`."""
     from octavo.plan import readable_bytes
 
+    stored = " + ".join(info["quantized_as"])
+    weights = info["quant"] if stored in ("", info["quant"]) else f"{info['quant']} from {stored}"
+    # What was asked for needs no reason; what auto fell back to does.
+    why = "" if info["device_reason"].startswith("as asked") else f"; {info['device_reason']}"
+    memory = f"{' + '.join(info['memory'])} {readable_bytes(sum(info['memory'].values()))}"
+    return (
+        f"{info['model']}, {weights} on {info['device']} ({info['runner']}{why}), "
+        f"load {info['load_seconds']:.2f} s, {memory}"
+    )
+
+
+def answer_facts(done: Completion) -> str:
+    """`37 prompt + 64 new tokens, 31.2 tok/s, first token 0.19 s, seed 7`."""
     timings = done.timings
     facts = [f"{done.usage.prompt_tokens} prompt + {done.usage.completion_tokens} new tokens"]
     if done.finish_reason is FinishReason.LENGTH:
@@ -24,13 +42,7 @@ def facts_line(done: Completion, info: Mapping[str, Any]) -> str:
         facts.append(f"{timings.decode_tokens_per_second:.1f} tok/s")
     if timings.first_token_seconds is not None:
         facts.append(f"first token {timings.first_token_seconds:.2f} s")
-    facts += [f"load {info['load_seconds']:.2f} s", readable_bytes(sum(info["memory"].values()))]
-    facts.append(f"seed {done.seed}")
-    stored = " + ".join(info["quantized_as"])
-    weights = info["quant"] if stored in ("", info["quant"]) else f"{info['quant']} from {stored}"
-    # What was asked for needs no reason; what auto fell back to does.
-    why = "" if info["device_reason"].startswith("as asked") else f"; {info['device_reason']}"
-    return f"{info['model']}, {weights} on {info['device']} ({info['runner']}{why}): {', '.join(facts)}"
+    return ", ".join([*facts, f"seed {done.seed}"])
 
 
 def completion_json(done: Completion) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,9 @@ from octavo.types import Completion, TextEvent
 
 @accepts(Settings, SamplingParams)
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads standard input.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt; - reads standard input.")
+    ] = None,
     *,
     file: Annotated[Path | None, typer.Option("--file", help="Read the prompt from this file.")] = None,
     batch: Annotated[
@@ -72,11 +75,13 @@ def generate(
 def follow(events: Iterator[TextEvent], *, show: bool) -> Completion:
     """Follow an answer to its end, and print its text as it comes if `show`."""
     done: Completion | None = None
-    for event in events:
-        if show:
-            write(event.text)
-        done = event.completion or done
-    if show:
-        write("\n")
+    try:
+        for event in events:
+            if show:
+                write(event.text)
+            done = event.completion or done
+    finally:  # what is said after an error or an interrupt begins on a line of its own
+        if show and (done is not None or sys.stdout.isatty()):
+            write("\n")
     assert done is not None, "the last event carries the completion"
     return done

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from octavo.cli.configuration import Configuration, Resolved
+from octavo.cli.configuration import Configuration, Resolved, check
 from octavo.cli.output import note, note_all
 from octavo.cli.progress import progress_bars
 from octavo.errors import ModelNotFoundError, NotEnoughMemoryError
+from octavo.settings import Settings
+from octavo.types import Progress
 
 if TYPE_CHECKING:
     from octavo.llm import LLM
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,26 +30,38 @@ class Loaded:
 @contextlib.contextmanager
 def loaded_model(configuration: Configuration) -> Iterator[Loaded]:
     """The model, closed afterwards. Raises what `LLM.from_settings` raises where no fallback is left."""
-    note_all(configuration.notices)
-    loaded = _load(configuration, configuration.resolve())
+
+    def load(settings: Settings, progress: Progress | None) -> LLM:
+        from octavo.llm import LLM  # after the check: it takes seconds to import
+
+        return LLM.from_settings(settings, progress=progress)
+
+    loaded = Loaded(*with_fallback(configuration, load))
     try:
         yield loaded
     finally:
         loaded.llm.close()
 
 
-def _load(configuration: Configuration, resolved: Resolved) -> Loaded:
-    from octavo.llm import LLM
-    from octavo.validate import validate_sampling_params
+def with_fallback(
+    configuration: Configuration, load: Callable[[Settings, Progress | None], ResultT]
+) -> tuple[ResultT, Resolved]:
+    """What `load` returns for the model asked for or else, announced, for its fallback; and what held for it.
 
-    # A parameter out of range is known before the model is; ids are checked again against its vocabulary.
-    validate_sampling_params(resolved.sampling, vocab_size=1 << 31)
-    try:
-        with progress_bars() as progress:
-            return Loaded(LLM.from_settings(resolved.settings, progress=progress), resolved)
-    except (ModelNotFoundError, NotEnoughMemoryError) as error:
-        if resolved.fallback is None:
-            raise
-        note(f"{error.message}: taking the fallback {resolved.fallback}")
-        fallback = resolved.fallback
-    return _load(configuration, configuration.resolve(fallback))
+    Raises InvalidParameterError before anything is loaded, and what `load` raises where no fallback is left.
+    """
+    note_all(configuration.notices)
+    resolved = configuration.resolve()
+    while True:
+        check(resolved)
+        try:
+            with progress_bars() as progress:
+                return load(resolved.settings, progress), resolved
+        except (ModelNotFoundError, NotEnoughMemoryError) as error:
+            if resolved.fallback is None:
+                close = configuration.close_names(resolved.settings.model)
+                if close and isinstance(error, ModelNotFoundError):
+                    error.remedy = f"Did you mean {close}? {error.remedy}"
+                raise
+            note(f"{error.message}: taking the fallback {resolved.fallback}")
+            resolved = configuration.resolve(resolved.fallback)

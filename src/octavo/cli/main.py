@@ -42,12 +42,20 @@ INTERRUPTED = 130
 
 def run() -> NoReturn:
     """The console script."""
+    _replace_closed_streams()
     if not os.environ.get("OCTAVO_DEBUG"):
         # What libraries have to say about themselves is not for the user of a command.
         warnings.simplefilter("ignore")
         logging.getLogger().addHandler(logging.NullHandler())
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     sys.exit(main())
+
+
+def _replace_closed_streams() -> None:
+    """Where the shell closed one (`>&-`) Python has None, and the next file opened would take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (it lives as long as the process)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from octavo.settings import Settings
 if TYPE_CHECKING:
     from octavo.types import ModelSource
 
-app = typer.Typer(help="Models: list, pull, show, rm.", rich_markup_mode=None)
+app = typer.Typer(help="List, pull, show and remove models.", rich_markup_mode=None)
 
 _DEFAULT = "default"
 _Name = Annotated[
@@ -34,7 +34,10 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 @accepts(Settings, only=("cache_dir",))
 def list_(*, json: _Json = False, said: Given) -> None:
-    """List the models on this machine: the default one, and those in the hub's cache."""
+    """List the models on this machine.
+
+    They are the default one and those in the hub's cache.
+    """
     from octavo.plan import readable_bytes
     from octavo.sources import default
     from octavo.sources.hub import cached_models
@@ -81,7 +84,10 @@ def pull(name: _Name = _DEFAULT, *, said: Given) -> None:
 @app.command()
 @accepts(Settings, only=("revision", "offline", "cache_dir"))
 def show(name: _Name = _DEFAULT, *, json: _Json = False, said: Given) -> None:
-    """Show what a model is: its structure, formats, sizes, template and licence."""
+    """Show what a model is.
+
+    Its structure, formats, sizes, template and license, from its headers.
+    """
     from octavo.sources.resolve import resolve
 
     settings = read_configuration(with_model(said, name)).resolve().settings

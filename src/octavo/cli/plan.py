@@ -8,40 +8,49 @@ import typer
 
 from octavo.cli.configuration import read_configuration
 from octavo.cli.facts import storage_facts
+from octavo.cli.loading import with_fallback
 from octavo.cli.options import Given, accepts, with_model
 from octavo.cli.output import note_all, write_json, write_table
-from octavo.cli.progress import progress_bars
 from octavo.settings import Settings
+from octavo.types import Progress
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from octavo.loading import PlannedModel
     from octavo.plan import LoadPlan
 
 
 @accepts(Settings)
 def plan(
-    name: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The same as --model.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="MODEL", help="The same as --model.")] = None,
     *,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     said: Given,
 ) -> None:
-    """Show what loading a model would do: runner, formats, memory by part, context, and why."""
-    configuration = read_configuration(with_model(said, name))
-    note_all(configuration.notices)
-    from octavo.loading import plan_model
+    """Show what a load would do and need.
 
-    with progress_bars() as progress:
-        planned = plan_model(configuration.resolve().settings, progress=progress)
+    Runner, formats, memory by part and context, and why, from headers alone. A load that cannot fit is refused.
+    """
+    configuration = read_configuration(with_model(said, name))
+
+    def make(settings: Settings, progress: Progress | None) -> PlannedModel:
+        from octavo.loading import plan_model
+
+        return plan_model(settings, progress=progress)
+
+    planned, _ = with_fallback(configuration, make)
     note_all(planned.source.notices)
+    named = {"model": planned.source.location, "revision": planned.source.revision}
     if json:
-        write_json(planned.plan.to_json())
+        write_json({**named, **planned.plan.to_json()})
         return
     from rich.text import Text
 
     said_of = [*planned.plan.reasons, *storage_facts(planned.source)]
     reasons = Text("\n".join(f"- {reason}" for reason in said_of))
-    write_table(_weights(planned.plan), _memory(planned.plan), reasons)
+    title = Text(" at ".join(name for name in named.values() if name is not None))
+    write_table(title, _weights(planned.plan), _memory(planned.plan), reasons)
 
 
 def _weights(made: LoadPlan) -> Table:
@@ -68,7 +77,7 @@ def _memory(made: LoadPlan) -> Table:
     table = Table(title="Memory", title_justify="left", box=None, pad_edge=False)
     table.add_column("where")
     table.add_column("part")
-    table.add_column("bytes", justify="right")
+    table.add_column("size", justify="right")
     for pool in made.pools:
         for name, count in pool.parts.items():
             table.add_row(pool.name, name, readable_bytes(count))

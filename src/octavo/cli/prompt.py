@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from octavo.errors import UsageError
+from octavo.errors import ChatTemplateError, UsageError
 from octavo.settings import SamplingParams
 from octavo.types import Message
 
@@ -44,9 +44,17 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
 
 
 def chat_turns(llm: LLM, text: str, *, system: str | None, raw: bool) -> list[Message] | None:
-    """The prompt as a chat for an instruct model; None where the model is to continue the text as it is."""
+    """The prompt as a chat for an instruct model; None where the model is to continue the text as it is.
+
+    Raises ChatTemplateError for a system message that the model has no template for.
+    """
     if raw or (system is None and not llm.has_chat_template):
         return None
+    if not llm.has_chat_template:
+        raise ChatTemplateError(
+            f"{llm.info()['model']} has no chat template, and so no place for a system message",
+            remedy="Leave --system out to continue the text, or choose an instruct model.",
+        )
     first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     return [*first, {"role": "user", "content": text}]
 

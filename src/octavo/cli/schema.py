@@ -20,6 +20,10 @@ from octavo.cli.fields import bare_type
 from octavo.errors import InvalidParameterError, UsageError
 
 
+_SHOWN_CHARACTERS = 60
+"""Of a wrong value in a message: it may be someone's whole text."""
+
+
 class _Table(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -74,6 +78,7 @@ def explain(first: Any, where: str, place: str, known: Sequence[str]) -> UsageEr
     key = str(first["loc"][-1]) if first["loc"] else where
     if first["type"] != "extra_forbidden":
         value = json.dumps(first["input"], default=str, ensure_ascii=False)
+        value = value if len(value) <= _SHOWN_CHARACTERS else f"{value[:_SHOWN_CHARACTERS]}..."
         return InvalidParameterError(
             f"{where} is {value}: {_reason(first['msg'])}", remedy=f"Correct it in {place}.", parameter=key
         )

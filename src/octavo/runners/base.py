@@ -192,6 +192,9 @@ class RunnerKind(Protocol):
     def weight_bytes(self, parameter: Parameter, format: Format, config: RunnerConfig) -> int:
         """Bytes this runner holds for one parameter once loaded, beside the packed cache's mapped pages."""
 
+    def process_bytes(self, config: RunnerConfig) -> int:
+        """Anonymous memory of a process that has loaded what this runner imports, and no model."""
+
     def activation_bytes(self, spec: ModelSpec, config: RunnerConfig) -> int:
         """Most bytes of activations, logits and workspaces in a step."""
 

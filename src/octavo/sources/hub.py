@@ -392,8 +392,8 @@ def _translated(error: Exception, wanted: _Wanted) -> OctavoError:
         return _translated(error.__cause__, wanted)
     if isinstance(error, errors.GatedRepoError):
         return GatedModelError(
-            f"{wanted.repository} is gated: only who accepted its licence may download it (HTTP {status})",
-            remedy=f"Accept the licence at {constants.ENDPOINT}/{wanted.repository}, and set HF_TOKEN to a token "
+            f"{wanted.repository} is gated: only those who accepted its license may download it (HTTP {status})",
+            remedy=f"Accept the license at {constants.ENDPOINT}/{wanted.repository}, and set HF_TOKEN to a token "
             "of that account.",
         )
     if isinstance(error, errors.RepositoryNotFoundError):

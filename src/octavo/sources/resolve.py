@@ -41,8 +41,8 @@ def resolve(
 ) -> ModelSource:
     """Find a model, downloading it if need be; headers are read, weights are not.
 
-    `model` is a folder, a .gguf or .safetensors file, a hub id ("org/name", "org/name:FILE.gguf"), or None
-    or "default" for the default model. `cache_dir` is Octavo's own cache, where the default model lies.
+    `model` is a folder, a .gguf or .safetensors file, a hub id ("org/name", "org/name:FILE.gguf"), or None,
+    "default" or its own name for the default model. `cache_dir` is Octavo's own cache, where the default model lies.
     Raises InvalidParameterError for a revision of something that has none, ModelNotFoundError (with
     GatedModelError and DownloadError below it), NotEnoughDiskError, CacheError, and IncompatibleModelError
     with everything below it.
@@ -54,6 +54,9 @@ def resolve(
     if model and "\0" not in model and os.path.lexists(path):
         _refuse_revision(revision, model)
         return _local(path, model)
+    if model == default.NAME:  # as Octavo itself calls it
+        _refuse_revision(revision, "the default model")
+        return _default(offline, cache_dir, progress)
     hub_id = _HUB_ID.fullmatch(model)
     if hub_id is None or (model.lower().endswith(_FILE_SUFFIXES) and not hub_id["gguf"]):
         raise _not_found(path, model)

@@ -63,6 +63,9 @@ class CpuRunnerKind:
         """Kernels read the cache's mapped pages in place; only norms and biases are copied."""
         return 4 * parameter.shape[0] if parameter.role == "vector" else 0
 
+    def process_bytes(self, config: RunnerConfig) -> int:
+        return limits.PROCESS_BYTES
+
     def activation_bytes(self, spec: ModelSpec, config: RunnerConfig) -> int:
         return limits.activation_bytes(spec, config, thread_count(config))
 

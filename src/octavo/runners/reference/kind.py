@@ -11,7 +11,7 @@ from octavo.models.spec import ModelSpec
 from octavo.quant.format import Format, Layout
 from octavo.quant.logical_layout import REF1
 from octavo.runners.base import Runner, RunnerConfig
-from octavo.runners.reference.limits import activation_bytes
+from octavo.runners.reference.limits import CUDA_PROCESS_BYTES, PROCESS_BYTES, activation_bytes
 
 if TYPE_CHECKING:
     from octavo.weights import WeightStore
@@ -32,6 +32,9 @@ class ReferenceKind:
         """Matrices are held dequantized in the compute dtype, vectors in fp32."""
         item_bytes = 4 if parameter.role == "vector" else _DTYPE_BYTES[config.compute_dtype]
         return math.prod(parameter.shape) * item_bytes
+
+    def process_bytes(self, config: RunnerConfig) -> int:
+        return CUDA_PROCESS_BYTES if config.device.startswith("cuda") else PROCESS_BYTES
 
     def activation_bytes(self, spec: ModelSpec, config: RunnerConfig) -> int:
         return activation_bytes(spec, config)
