@@ -16,7 +16,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 _LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "types errors settings version",
+        "types errors settings version units",
         "paths models.spec models.parameters",
         "models sources text devices dtypes",
         "quant",

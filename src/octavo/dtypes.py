@@ -6,6 +6,7 @@ model is found here and nowhere else.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ from octavo.settings import DtypeName
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
-DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 _EXCEEDS_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
 """Families whose residual stream passes float16's 65,504 on ordinary text; vLLM refuses the same ones."""

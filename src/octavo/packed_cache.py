@@ -31,7 +31,7 @@ from octavo.file_lock import Lock, locked
 from octavo.packed_file import (
     DamagedFileError,
     FileContents,
-    MappedFile,
+    PackedFile,
     PackedFileWriter,
     StoredArray,
     header_bytes,
@@ -39,6 +39,7 @@ from octavo.packed_file import (
     write_all,
 )
 from octavo.paths import private_folder
+from octavo.units import readable_bytes
 from octavo.version import __version__
 
 _FOLDER = "packed"
@@ -134,7 +135,7 @@ class PackedCache:
 
     def load(
         self, key: str, progress: Callable[[int], None] | None = None
-    ) -> tuple[MappedFile, FileContents] | None:
+    ) -> tuple[PackedFile, FileContents] | None:
         """The entry, mapped, every byte verified; None where there is none.
 
         `progress` gets the bytes verified so far. Raises DamagedFileError where it is not what was written.
@@ -233,8 +234,8 @@ class PackedCache:
     def _disk_full(self, needed_bytes: int, free_bytes: int, reason: str | None = None) -> NotEnoughDiskError:
         stopped = "" if reason is None else f" ({reason})"
         return NotEnoughDiskError(
-            f"the packed weights need {_mebibytes(needed_bytes)} in {self._folder}, "
-            f"where {_mebibytes(free_bytes)} are free{stopped}",
+            f"the packed weights need {readable_bytes(needed_bytes)} in {self._folder}, "
+            f"where {readable_bytes(free_bytes)} are free{stopped}",
             remedy="Free some space, set OCTAVO_CACHE (or --cache-dir) to another disk, or use --no-cache.",
             needed_bytes=needed_bytes,
             available_bytes=free_bytes,
@@ -404,7 +405,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _mebibytes(nbytes: int) -> str:
-    return f"{nbytes / 2**20:.1f} MiB"

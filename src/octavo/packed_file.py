@@ -150,7 +150,7 @@ class PackedFileWriter:
         return stored
 
 
-class MappedFile:
+class PackedFile:
     """A verified file in memory: `arrays` by name, read-only, backed by the file's pages."""
 
     def __init__(self, mapping: mmap.mmap, contents: FileContents) -> None:
@@ -179,7 +179,7 @@ class MappedFile:
 
 def map_packed_file(
     path: Path, contents: FileContents, progress: Callable[[int], None] | None = None
-) -> MappedFile:
+) -> PackedFile:
     """Map the file at `path` after checking its size and every byte's hash, on all cores.
 
     `progress` is called with the bytes verified so far. Raises DamagedFileError, or OSError where the file
@@ -197,7 +197,7 @@ def map_packed_file(
         with suppress(BufferError):  # Ctrl-C may leave a thread that still reads: it unmaps with its view
             mapping.close()
         raise
-    return MappedFile(mapping, contents)
+    return PackedFile(mapping, contents)
 
 
 def _require_no_holes(path: Path, contents: FileContents) -> None:

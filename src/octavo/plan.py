@@ -22,6 +22,7 @@ from octavo.models.spec import KV_PAGE_TOKENS, KVGroup, ModelSpec
 from octavo.quant.format import Format
 from octavo.runners.base import RunnerConfig, RunnerKind
 from octavo.settings import Settings
+from octavo.units import readable_bytes
 
 DEFAULT_CONTEXT_TOKENS = 8192
 """Most context taken when none is asked for."""
@@ -231,13 +232,6 @@ def kv_group_pages(
 ) -> int:
     """KV pages of a group that `max_sequences` sequences of `context_tokens` can never outgrow."""
     return max_sequences * pages_for_sequence(group.window, context_tokens, prefill_chunk_tokens)
-
-
-def readable_bytes(count: int) -> str:
-    """1.5 GiB, 538 MiB, 12 KiB."""
-    if count >= 1 << 30:
-        return f"{count / (1 << 30):.1f} GiB"
-    return f"{count / (1 << 20):.0f} MiB" if count >= 1 << 20 else f"{count / (1 << 10):.0f} KiB"
 
 
 # --- one runner with one choice of formats -----------------------------------------------------------

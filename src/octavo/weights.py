@@ -20,7 +20,7 @@ from octavo.errors import ClosedError
 from octavo.file_lock import Lock
 from octavo.models.parameters import Parameter
 from octavo.packed_cache import CacheEntry, EntryFacts, PackedCache, cache_entries, prune
-from octavo.packed_file import DamagedFileError, MappedFile, array_bytes
+from octavo.packed_file import DamagedFileError, PackedFile, array_bytes
 from octavo.packing import choose_formats, pack_parameter
 from octavo.paths import cache_root
 from octavo.quant.format import Bundle, Format, Layout
@@ -71,7 +71,7 @@ class WeightStore(Mapping[str, StoredBundle]):
         layout: Layout,
         bundles: Sequence[StoredBundle],
         digest: str,
-        mapped: MappedFile | None,
+        mapped: PackedFile | None,
         from_cache: bool,
         notices: tuple[str, ...],
     ) -> None:
@@ -297,7 +297,7 @@ class _Load:
         bundles: Sequence[StoredBundle],
         hashes: Mapping[str, str],
         *,
-        mapped: MappedFile | None,
+        mapped: PackedFile | None,
         packed_now: bool,
         notices: tuple[str, ...],
     ) -> WeightStore:

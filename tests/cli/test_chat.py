@@ -111,6 +111,13 @@ def test_a_message_refused_while_it_is_counted_is_forgotten(cli, monkeypatch):
     assert contents(cli) == [["a"], ["a", "b"]]
 
 
+def test_a_pipe_that_is_not_text_ends_the_chat(cli):
+    done = cli("chat", stdin=b"caf\xe9\n")
+    assert (done.code, done.out, len(done.err_lines)) == (7, "", 3)
+    assert "offset 3" in done.err_lines[1]
+    assert "UTF-8" in done.err_lines[2]
+
+
 def test_other_errors_end_the_chat(cli):
     cli.llm.errors.append(ClosedError("closed", remedy="open"))
     done = cli("chat", stdin=b"a\nb\n")

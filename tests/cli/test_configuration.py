@@ -251,7 +251,7 @@ def test_other_errors_take_no_fallback(cli):
 
 def test_a_misspelled_alias_gets_the_close_name(cli):
     working_file(FALLBACKS)
-    cli.llm.load_errors += [ModelNotFoundError("no", remedy="Check it.")] * 2
+    cli.llm.load_errors += [ModelNotFoundError("no", remedy="Check it.") for _ in range(2)]
     assert cli("generate", "hello", "-m", "smal").err_lines[-1] == "  fix: Did you mean small? Check it."
     assert cli("generate", "hello", "-m", "org/name").err_lines[-1] == "  fix: Check it."
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,7 +130,6 @@ def test_an_interrupt_keeps_the_text(cli):
         (["generate"], b"", 7, "empty", ""),
         (["generate", "-"], b"caf\xe9", 7, "offset 3", "UTF-8"),
         (["generate", "caf\udce9"], None, 7, "offset 3", "UTF-8"),
-        (["chat"], b"caf\xe9\n", 7, "offset 3", "UTF-8"),
         (["generate", "a", "--temperature", "-1"], None, 2, "temperature", ""),
         (["generate", "a", "--top-p", "nan"], None, 2, "top_p", ""),
         (["generate", "a", "--max-new-tokens", "0"], None, 2, "max_new_tokens", ""),
@@ -175,6 +176,13 @@ def test_as_a_process(arguments, stdin, code):
     first, second = done.stderr.decode().splitlines()
     assert first.startswith("error: ")
     assert second.startswith("  fix: ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell")
+def test_streams_that_the_shell_closed(tmp_path):
+    command = f"{shlex.quote(sys.executable)} -m octavo generate -m ./nowhere <&- >&- 2>{tmp_path}/err"
+    assert subprocess.run(command, shell=True, check=False, timeout=60).returncode == 7
+    assert "the prompt is empty" in (tmp_path / "err").read_text()
 
 
 def test_a_reader_who_leaves_early_is_no_error():

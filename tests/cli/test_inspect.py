@@ -190,10 +190,9 @@ def test_config_says_where_each_value_came_from(cli, monkeypatch):
     assert facts["context"] == {"value": 128, "origin": "OCTAVO_CONTEXT"}
     assert facts["top_k"] == {"value": 5, "origin": "--top-k"}
     assert facts["temperature"] == {"value": None, "origin": "default"}
-    table = cli("config", "-m", "a").out
-    assert ["context", "128", "OCTAVO_CONTEXT", "OCTAVO_CONTEXT"] in [
-        line.split() for line in table.splitlines()
-    ]
+    rows = [line.split() for line in cli("config", "-m", "a").out.splitlines()]
+    assert ["context", "128", "OCTAVO_CONTEXT", "OCTAVO_CONTEXT"] in rows
+    assert ["cache", "true", "default", "OCTAVO_NO_CACHE"] in rows
 
 
 def test_config_shows_what_the_model_says(cli, monkeypatch):

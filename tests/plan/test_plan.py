@@ -29,11 +29,11 @@ from octavo.plan import (
     LoadPlan,
     kv_group_pages,
     make_plan,
-    readable_bytes,
 )
 from octavo.quant.format import Format
 from octavo.runners.base import RunnerConfig
 from octavo.settings import Settings
+from octavo.units import readable_bytes
 
 NONE = Unusable("it was not asked for", "Ask.")
 ROOMY = 1 << 50

@@ -8,6 +8,7 @@ import struct
 import numpy as np
 import pytest
 
+from octavo import packed_file
 from octavo.errors import CacheError
 from octavo.packed_cache import _checksum
 from octavo.weights import cache_entries
@@ -227,3 +228,17 @@ def test_the_control_an_untouched_entry_is_loaded(entry, checkpoint):
     store = checkpoint.open(root)
     assert store.from_cache
     assert data.stat().st_ino == before
+
+
+def test_an_interrupt_of_the_verification_stays_one(entry, checkpoint, monkeypatch):
+    """Also where it comes while a thread starts that nobody waits for: it still reads when the map is closed."""
+    views = []
+
+    def interrupted(mapping, *_):
+        views.append(memoryview(mapping))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packed_file, "_verify", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.open(entry[0])
+    views[0].release()

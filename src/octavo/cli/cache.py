@@ -41,7 +41,7 @@ def size(
         return
     from rich.table import Table
 
-    from octavo.plan import readable_bytes
+    from octavo.units import readable_bytes
 
     table = Table("model", "format", "layout", box=None, pad_edge=False)
     table.add_column("size", justify="right")
@@ -74,7 +74,7 @@ def prune(
             "nothing was said about what to remove", remedy="Give --older-than DAYS, --max-size GIB or --all."
         )
     from octavo.packed_cache import prune as prune_packed
-    from octavo.plan import readable_bytes
+    from octavo.units import readable_bytes
 
     freed_bytes = prune_packed(
         _root(said),

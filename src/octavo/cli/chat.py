@@ -150,7 +150,7 @@ def _lines() -> Iterator[str]:
                 print("> ", end="", file=sys.stderr, flush=True)
                 line = sys.stdin.readline()
                 if not line:
-                    return
+                    raise EOFError
                 yield line.rstrip("\n")
         except EOFError:
             print(file=sys.stderr)

@@ -40,7 +40,7 @@ def config(
 
     table = Table("setting", "value", "from", "variable", box=None, pad_edge=False)
     for name, value, origin, variable in rows:
-        table.add_row(name, Text("-" if value is None or value == () else str(value)), Text(origin), variable)
+        table.add_row(name, Text(_in_words(value)), Text(origin), variable)
     write_table(table)
 
 
@@ -56,6 +56,13 @@ def _rows(resolved: Resolved, model: Mapping[str, Any]) -> list[tuple[str, Any, 
                 origin = flag_name(field)
             rows.append((field.name, value, origin, variable_name(field)))
     return rows
+
+
+def _in_words(value: Any) -> str:
+    """As octavo.toml has it."""
+    if value is None or value == ():
+        return "-"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _model_says(settings: Settings) -> Mapping[str, Any]:

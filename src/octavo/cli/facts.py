@@ -19,7 +19,7 @@ def facts_line(done: Completion, info: Mapping[str, Any]) -> str:
 
 def model_facts(info: Mapping[str, Any]) -> str:
     """`MODEL, int8 from q4_1 on cpu (reference; no GPU), load 2.05 s, weights + kv 875 MiB`."""
-    from octavo.plan import readable_bytes
+    from octavo.units import readable_bytes
 
     stored = " + ".join(info["quantized_as"])
     weights = info["quant"] if stored in ("", info["quant"]) else f"{info['quant']} from {stored}"

@@ -38,9 +38,9 @@ def list_(*, json: _Json = False, said: Given) -> None:
 
     They are the default one and those in the hub's cache.
     """
-    from octavo.plan import readable_bytes
     from octavo.sources import default
     from octavo.sources.hub import cached_models
+    from octavo.units import readable_bytes
 
     settings = read_configuration(said).resolve().settings
     path = default.locate(settings.cache_dir)
@@ -119,9 +119,9 @@ def remove(name: _Name, *, said: Given) -> None:
     """Remove a fetched model and its packed weights. A folder or file of yours stays as it is."""
     from octavo.packed_cache import PackedCache, cache_entries
     from octavo.paths import cache_root
-    from octavo.plan import readable_bytes
     from octavo.sources import default
     from octavo.sources.hub import cached_models, remove_cached
+    from octavo.units import readable_bytes
 
     settings = read_configuration(with_model(said, name)).resolve().settings
     root = cache_root(settings.cache_dir)
@@ -185,7 +185,7 @@ def _license(source: ModelSource, settings: Settings) -> str | None:
 
 
 def _in_words(key: str, value: Any) -> str:
-    from octavo.plan import readable_bytes
+    from octavo.units import readable_bytes
 
     if value is None or value == []:
         return "-"

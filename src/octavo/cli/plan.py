@@ -56,7 +56,7 @@ def plan(
 def _weights(made: LoadPlan) -> Table:
     from rich.table import Table
 
-    from octavo.plan import readable_bytes
+    from octavo.units import readable_bytes
 
     table = Table(title="Weights", title_justify="left", box=None, pad_edge=False)
     table.add_column("format")
@@ -72,7 +72,7 @@ def _weights(made: LoadPlan) -> Table:
 def _memory(made: LoadPlan) -> Table:
     from rich.table import Table
 
-    from octavo.plan import readable_bytes
+    from octavo.units import readable_bytes
 
     table = Table(title="Memory", title_justify="left", box=None, pad_edge=False)
     table.add_column("where")

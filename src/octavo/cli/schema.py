@@ -19,7 +19,6 @@ import pydantic_settings
 from octavo.cli.fields import bare_type
 from octavo.errors import InvalidParameterError, UsageError
 
-
 _SHOWN_CHARACTERS = 60
 """Of a wrong value in a message: it may be someone's whole text."""
 

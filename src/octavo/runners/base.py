@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from octavo.models.parameters import Parameter
 from octavo.models.spec import ModelSpec
@@ -32,6 +32,19 @@ class Handle(Protocol[ResultT]):
 
     def result(self) -> ResultT:
         """Wait for the work and return it; raises what it raised. May be called again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[ResultT]):
+    """A handle of work that is already finished."""
+
+    value: ResultT
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> ResultT:
+        return self.value
 
 
 @dataclass(frozen=True, slots=True)

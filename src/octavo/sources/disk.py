@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from octavo.errors import NotEnoughDiskError
+from octavo.units import readable_bytes
 
 
 def require_space(folder: Path, needed_bytes: int, what: str, *, setting: str) -> None:
@@ -27,7 +28,7 @@ def not_enough_space(folder: Path, needed_bytes: int, what: str, *, setting: str
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free_bytes = shutil.disk_usage(existing).free
     return NotEnoughDiskError(
-        f"{what} needs {in_words(needed_bytes)} in {folder}, where {in_words(free_bytes)} are free",
+        f"{what} needs {readable_bytes(needed_bytes)} in {folder}, where {readable_bytes(free_bytes)} are free",
         remedy=f"Free some space, or set {setting} to a folder on another disk.",
         needed_bytes=needed_bytes,
         available_bytes=free_bytes,
@@ -37,11 +38,3 @@ def not_enough_space(folder: Path, needed_bytes: int, what: str, *, setting: str
 def is_full(error: Exception) -> bool:
     """Whether an error says that the disk, or the user's share of it, is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def in_words(nbytes: int) -> str:
-    """1.5 GiB, 538 MiB, 12 KiB."""
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if nbytes >= size:
-            return f"{nbytes / size:.{1 if unit == 'GiB' else 0}f} {unit}"
-    return f"{nbytes} bytes"

@@ -28,11 +28,12 @@ from octavo.errors import (
     OctavoError,
 )
 from octavo.sources import checkpoint_files as files
-from octavo.sources.disk import in_words, is_full, not_enough_space
+from octavo.sources.disk import is_full, not_enough_space
 from octavo.sources.documents import MAX_DOCUMENT_BYTES, parse_object
 from octavo.sources.files import read_bounded
 from octavo.sources.gguf_model import refuse_split
 from octavo.types import Progress
+from octavo.units import readable_bytes
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CACHE_SETTING = "HF_HOME"
@@ -214,7 +215,7 @@ class _Download:
     def _refuse_unreadable(self, sizes: Mapping[str, int]) -> None:
         repository, ggufs = self._wanted.repository, files.gguf_names(sizes)
         if ggufs and not any(name.endswith(".safetensors") for name in sizes):
-            choices = files.listed([f"{name} ({in_words(sizes[name])})" for name in ggufs], most=20)
+            choices = files.listed([f"{name} ({readable_bytes(sizes[name])})" for name in ggufs], most=20)
             raise ModelNotFoundError(
                 f"{repository} has GGUF files and Octavo does not choose among them: {choices}",
                 remedy=f"Name one: -m {repository}:{ggufs[0]}",

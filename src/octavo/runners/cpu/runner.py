@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from octavo.runners.base import (
     Batch,
     Chunk,
     Counters,
+    Done,
     ForwardResult,
     RunnerConfig,
     RunnerInfo,
@@ -34,21 +35,6 @@ from octavo.types import Sampling, TokenLogprob
 
 if TYPE_CHECKING:
     from octavo.weights import WeightStore
-
-ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True, slots=True)
-class Done(Generic[ResultT]):
-    """A handle of work that is already finished."""
-
-    value: ResultT
-
-    def done(self) -> bool:
-        return True
-
-    def result(self) -> ResultT:
-        return self.value
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from octavo.dtypes import DTYPE_BYTES
 from octavo.models.parameters import Parameter
 from octavo.models.spec import ModelSpec
 from octavo.quant.format import Format, Layout
@@ -15,8 +16,6 @@ from octavo.runners.reference.limits import CUDA_PROCESS_BYTES, PROCESS_BYTES, a
 
 if TYPE_CHECKING:
     from octavo.weights import WeightStore
-
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class ReferenceKind:
@@ -30,7 +29,7 @@ class ReferenceKind:
 
     def weight_bytes(self, parameter: Parameter, format: Format, config: RunnerConfig) -> int:
         """Matrices are held dequantized in the compute dtype, vectors in fp32."""
-        item_bytes = 4 if parameter.role == "vector" else _DTYPE_BYTES[config.compute_dtype]
+        item_bytes = 4 if parameter.role == "vector" else DTYPE_BYTES[config.compute_dtype]
         return math.prod(parameter.shape) * item_bytes
 
     def process_bytes(self, config: RunnerConfig) -> int:
