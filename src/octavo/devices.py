@@ -110,8 +110,8 @@ def choose_device(setting: str, machine: Machine) -> DeviceChoice:
             return DeviceChoice("cuda:0", f"auto found {cuda[0].name}")
         if mps is None:
             return DeviceChoice("mps", "auto found Apple's GPU")
-        why = f"cuda: {cuda.why}" if sys.platform != "darwin" else f"mps: {mps.why}"
-        return DeviceChoice("cpu", f"auto found no usable GPU ({why})")
+        why = cuda.why if sys.platform != "darwin" else mps.why
+        return DeviceChoice("cpu", f"auto found no usable GPU: {why}")
     if kind == "mps":
         if mps is not None:
             raise DeviceError(f"device mps cannot be used: {mps.why}", remedy=mps.remedy)

@@ -198,7 +198,8 @@ class LLM:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text alone: no BOS is added, and control tokens in it are plain text."""
-        return self._require_tokenizer().encode(validate_text(text), parse_special=False)
+        tokenizer = self._require_tokenizer()
+        return [] if text == "" else tokenizer.encode(validate_text(text), parse_special=False)
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of token ids; control tokens are left out."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from octavo.backends.base import Backend
 from octavo.backends.native import NativeBackend
@@ -89,7 +90,7 @@ def load_backend(model: PlannedModel, *, progress: Progress | None = None) -> Lo
         kind for kind in runner_kinds(model.settings.runner, model.settings.isa) if kind.name == plan.runner
     )
     weights = open_weights(
-        model=model.source.location,
+        model=kept_name(model.source.location),
         fingerprint=model.source.fingerprint,
         tensors=model.source.tensors,
         parameters=model.parameters,
@@ -110,3 +111,9 @@ def load_backend(model: PlannedModel, *, progress: Progress | None = None) -> Lo
         runner.close()
         raise
     return LoadedBackend(backend, weights.from_cache, weights.notices)
+
+
+def kept_name(location: str) -> str:
+    """The name of a model's packed weights in the cache: a path in full, since "./model" is many."""
+    path = Path(location)
+    return str(path.absolute()) if path.exists() else location

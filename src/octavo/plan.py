@@ -457,7 +457,8 @@ def _reasons(
     yield f"context {context.reason}"
     for part in weights:
         sizes = f"{readable_bytes(part.packed_bytes)} packed, {readable_bytes(part.file_bytes)} in the file"
-        yield f"{part.tensors} tensors as {part.format}: {sizes}"
+        tensors = "tensor" if part.tensors == 1 else "tensors"
+        yield f"{part.tensors} {tensors} as {part.format}: {sizes}"
 
 
 def _refusal(what: str, pools: Sequence[Pool], remedies: Sequence[str]) -> NotEnoughMemoryError:

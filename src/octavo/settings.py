@@ -53,10 +53,12 @@ class SamplingParams:
     `max_new_tokens` None: 256 in generate, what is left of the context in chat.
     """
 
-    max_new_tokens: int | None = _option(None, "Most tokens to generate.")
-    temperature: float | None = _option(None, "0 is greedy.")
-    top_k: int | None = _option(None, "Keep the k most probable tokens; 0 is off.")
-    top_p: float | None = _option(None, "Keep the smallest set with this probability.")
+    max_new_tokens: int | None = _option(
+        None, "Most tokens to generate [default: 256; in chat, what is left]."
+    )
+    temperature: float | None = _option(None, "0 is greedy [default: the model's].")
+    top_k: int | None = _option(None, "Keep the k most probable tokens; 0 is off [default: the model's].")
+    top_p: float | None = _option(None, "Keep the smallest set with this probability [default: the model's].")
     min_p: float | None = _option(None, "Drop tokens below this share of the best one's probability.")
     repetition_penalty: float | None = _option(None, "Over prompt and answer; 1 is off.")
     presence_penalty: float | None = _option(None, "Over the answer; 0 is off.")
@@ -66,4 +68,4 @@ class SamplingParams:
     stop: tuple[str, ...] = _option((), "Stop at this text; may be repeated.")
     stop_token_ids: tuple[int, ...] = _option((), "More ids to stop at.", cli=False)
     ignore_eos: bool = _option(False, "Go on past the model's own stop tokens.")
-    logprobs: int | None = _option(None, "Return logprobs of the token and of this many alternatives.")
+    logprobs: int | None = _option(None, "With --json: logprobs of each token and of this many alternatives.")

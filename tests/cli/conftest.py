@@ -67,7 +67,7 @@ class FakeLLM:
             "quant": "int8",
             "quantized_as": ["q4_1"],
             "device": "cpu",
-            "device_reason": "auto found no usable GPU (cuda: none)",
+            "device_reason": "auto found no usable GPU: none",
             "runner": "reference",
             "load_seconds": 0.25,
             "memory": {"weights": 3 << 20, "kv": 1 << 20},

@@ -19,7 +19,7 @@ def test_the_text_alone_on_standard_output_and_one_line_of_facts(cli):
     done = cli("generate", "hello")
     assert (done.code, done.out) == (0, "The sky is blue.\n")
     assert done.err_lines == [
-        "fake, int8 from q4_1 on cpu (reference; auto found no usable GPU (cuda: none)), load 0.25 s, "
+        "fake, int8 from q4_1 on cpu (reference runner; auto found no usable GPU: none), load 0.25 s, "
         "weights + kv 4 MiB: 3 prompt + 4 new tokens, 12.5 tok/s, first token 0.50 s, seed 7"
     ]
     assert cli.llm.closed == 1

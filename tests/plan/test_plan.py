@@ -486,7 +486,7 @@ def test_planning_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(0, "0 KiB"), (12 << 10, "12 KiB"), (538 << 20, "538 MiB"), (3 << 29, "1.5 GiB")]
+    ("count", "words"), [(0, "0 bytes"), (12 << 10, "12 KiB"), (538 << 20, "538 MiB"), (3 << 29, "1.5 GiB")]
 )
 def test_readable_bytes(count: int, words: str) -> None:
     assert readable_bytes(count) == words

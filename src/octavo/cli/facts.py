@@ -18,7 +18,7 @@ def facts_line(done: Completion, info: Mapping[str, Any]) -> str:
 
 
 def model_facts(info: Mapping[str, Any]) -> str:
-    """`MODEL, int8 from q4_1 on cpu (reference; no GPU), load 2.05 s, weights + kv 875 MiB`."""
+    """`MODEL, int8 from q4_1 on cpu (reference runner; no GPU), load 2.05 s, weights + kv 875 MiB`."""
     from octavo.units import readable_bytes
 
     stored = " + ".join(info["quantized_as"])
@@ -27,7 +27,7 @@ def model_facts(info: Mapping[str, Any]) -> str:
     why = "" if info["device_reason"].startswith("as asked") else f"; {info['device_reason']}"
     memory = f"{' + '.join(info['memory'])} {readable_bytes(sum(info['memory'].values()))}"
     return (
-        f"{info['model']}, {weights} on {info['device']} ({info['runner']}{why}), "
+        f"{info['model']}, {weights} on {info['device']} ({info['runner']} runner{why}), "
         f"load {info['load_seconds']:.2f} s, {memory}"
     )
 

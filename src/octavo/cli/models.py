@@ -117,6 +117,7 @@ def show(name: _Name = _DEFAULT, *, json: _Json = False, said: Given) -> None:
 @accepts(Settings, only=("cache_dir",))
 def remove(name: _Name, *, said: Given) -> None:
     """Remove a fetched model and its packed weights. A folder or file of yours stays as it is."""
+    from octavo.loading import kept_name
     from octavo.packed_cache import PackedCache, cache_entries
     from octavo.paths import cache_root
     from octavo.sources import default
@@ -125,9 +126,9 @@ def remove(name: _Name, *, said: Given) -> None:
 
     settings = read_configuration(with_model(said, name)).resolve().settings
     root = cache_root(settings.cache_dir)
-    model = default.NAME if settings.model == _DEFAULT else settings.model
+    model = default.NAME if settings.model in (None, _DEFAULT) else str(settings.model)
     fetched = default.locate(settings.cache_dir) if model == default.NAME else None
-    packed = [entry for entry in cache_entries(root) if entry.model == model]
+    packed = [entry for entry in cache_entries(root) if entry.model == kept_name(model)]
     in_hub = any(each.name == model for each in cached_models())
     if fetched is None and not packed and not in_hub:
         raise ModelNotFoundError(
