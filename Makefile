@@ -10,6 +10,7 @@ PYTEST_WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+KERNELS := $(shell find csrc -type f) src/octavo/runners/cpu/build.py
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 # The prompt reaches the shell as it was typed: neither make nor the shell expands anything in it.
@@ -45,7 +46,8 @@ $(VENV)/.torch: constraints.txt | $(BIN)/python
 	  then $(PIP) install -c constraints.txt 'torch==$(TORCH)' >&2; fi
 	@touch $@
 
-$(VENV)/.package: pyproject.toml constraints.txt $(VENV)/.torch
+# The install compiles the CPU kernels, so it is done again when they change.
+$(VENV)/.package: pyproject.toml constraints.txt hatch_build.py $(KERNELS) $(VENV)/.torch
 	@$(PIP) install -c constraints.txt -e . >&2
 	@touch $@
 

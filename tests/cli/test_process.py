@@ -30,6 +30,8 @@ def start(default_model_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
             stderr=subprocess.PIPE,
             cwd=folder,
             env=os.environ | {"OCTAVO_CACHE": str(folder / "cache")},
+            # A test run in the background of a shell without job control inherits SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     return started
