@@ -31,7 +31,7 @@ def start(default_model_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
             cwd=folder,
             env=os.environ | {"OCTAVO_CACHE": str(folder / "cache")},
             # A test run in the background of a shell without job control inherits SIGINT ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (no threads here)
         )
 
     return started
