@@ -11,7 +11,9 @@ from octavo.settings import IsaName, RunnerName
 def runner_kinds(runner: RunnerName = "auto", isa: IsaName = "auto") -> tuple[RunnerKind, ...]:
     """The runners that may be taken, fastest first; each says itself what it declines.
 
-    The reference takes everything. `isa` forces the CPU runner's instruction set.
+    The reference takes everything. An `isa` asks for the CPU runner with that instruction set, and no other.
     """
-    kinds: tuple[RunnerKind, ...] = (CpuRunnerKind(None if isa == "auto" else isa), ReferenceKind())
+    if isa != "auto":
+        return (CpuRunnerKind(isa),)
+    kinds: tuple[RunnerKind, ...] = (CpuRunnerKind(), ReferenceKind())
     return kinds if runner == "auto" else tuple(kind for kind in kinds if kind.name == runner)

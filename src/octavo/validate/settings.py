@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from octavo.devices import parse_device
+from octavo.errors import InvalidParameterError
 from octavo.settings import DtypeName, IsaName, QuantName, RunnerName, Settings
 from octavo.validate.values import Range, flag, one_of, path, wrong
 
@@ -26,6 +27,12 @@ def validate_settings(settings: object) -> Settings:
     one_of("dtype", settings.dtype, get_args(DtypeName))
     one_of("runner", settings.runner, get_args(RunnerName))
     one_of("isa", settings.isa, get_args(IsaName))
+    if settings.isa != "auto" and settings.runner == "reference":
+        raise InvalidParameterError(
+            f"isa {settings.isa} and runner reference contradict each other: only the CPU runner has one",
+            remedy="Leave one of them out.",
+            parameter="isa",
+        )
     parse_device(settings.device)
     cache_dir = path("cache_dir", settings.cache_dir)
     return dataclasses.replace(
