@@ -31,6 +31,7 @@ from octavo.runners.cpu import library
 from octavo.runners.cpu.library import ISA_NAMES, IsaName
 from octavo.runners.cpu.limits import activation_bytes, kv_bytes
 from octavo.runners.cpu.model import NativeModel, build_model
+from octavo.runners.freed_memory import return_freed_memory
 from octavo.types import Sampling, TokenLogprob
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ class CpuRunner:
         self._slots.clear()
         if handle is not None:
             self._library.octavo_close(handle)
+            return_freed_memory()
         self._model = None
 
     def __del__(self) -> None:

@@ -6,8 +6,6 @@ bit-equal alone and in any batch; across different chunkings of a prompt they ag
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,6 +26,7 @@ from octavo.runners.base import (
     SampleResult,
     SlotState,
 )
+from octavo.runners.freed_memory import return_freed_memory
 from octavo.runners.reference.kv_cache import KVCache
 from octavo.runners.reference.limits import LOGITS_BLOCK_ROWS
 from octavo.runners.reference.model import ReferenceModel
@@ -118,7 +117,7 @@ class ReferenceRunner:
         self._model = self._cache = None
         self._slots.clear()
         self._logits.clear()
-        _return_freed_memory()
+        return_freed_memory()
 
     def _forward_chunk(self, chunk: Chunk) -> tuple[TokenLogprob, ...] | None:
         if self._model is None or self._cache is None:
@@ -151,11 +150,3 @@ def _unpack_mask(mask: np.ndarray, vocabulary: int, device: torch.device) -> tor
     """uint32 [ceil(V / 32)] -> bool [V]."""
     bits = np.unpackbits(mask.astype("<u4").view(np.uint8), bitorder="little")[:vocabulary]
     return torch.from_numpy(bits.astype(bool)).to(device)
-
-
-def _return_freed_memory() -> None:
-    """Hand what was freed back to the system: glibc keeps freed matrices of a few MB in its heap otherwise."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
