@@ -33,5 +33,5 @@ def test_ten_cycles_leave_resident_memory_flat(default_model_path, runner):
     # The native runner's weights are pages of the mapped cache; its KV cache, and all of the reference's, are not.
     freed = memory["weights"] if runner == "reference" else memory["kv"] // 2
     assert held - after[-1] > 0.95 * freed
-    # A new thread may start a malloc arena of its own, up to eight a core: a few MB that do not go on growing.
+    # Growth of the first cycles ends by itself (docs/log.md, "Memory given back").
     assert after[-1] - after[0] < 32 << 20, [value >> 20 for value in after]

@@ -37,7 +37,9 @@ class Range:
 
     def __str__(self) -> str:
         what = "a whole number" if self.kind is int else "a number"
-        return f"{what} {'above' if self.above else 'from'} {self.least:g} to {int(self.most)}"
+        if self.above:
+            return f"{what} above {self.least:g}, at most {int(self.most)}"
+        return f"{what} from {self.least:g} to {int(self.most)}"
 
 
 def integer(value: object) -> int | None:
