@@ -25,6 +25,7 @@ _LAYERS: tuple[frozenset[str], ...] = tuple(
         "plan validate engine",
         "backends",
         "loading generation",
+        "frontend",
         "llm",
         "evaluate",
         "cli __main__",

@@ -1,14 +1,13 @@
 """`LLM`: a loaded model to generate, chat and score with. The Python API, and what the command line stands on.
 
 Has a backend, a tokenizer and a template, and owns the thread that steps the engine (through `Driver`).
-Checking is `octavo.validate`'s work, text `octavo.text`'s, loading `octavo.loading`'s.
+Requests are made by `octavo.frontend`, loading is `octavo.loading`'s work.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import secrets
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -17,30 +16,16 @@ from types import TracebackType
 from typing import Any, Self, overload
 
 from octavo.backends.driver import Driver
-from octavo.errors import ChatTemplateError, IncompatibleModelError, InvalidInputError
+from octavo.errors import InvalidInputError
+from octavo.frontend import Frontend
 from octavo.generation import Generation, Inbox, TextStream
 from octavo.loading import PlannedModel, load_backend, plan_model
 from octavo.settings import DtypeName, IsaName, QuantName, RunnerName, SamplingParams, Settings
-from octavo.text.chat import ChatTemplate, RenderedPrompt
-from octavo.text.stop_tokens import stop_token_ids
-from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo.types import Completion, Message, Progress, Request, Sampling, Score, TextEvent
-from octavo.validate import (
-    read_sampling_defaults,
-    resolve_max_new_tokens,
-    resolve_sampling,
-    split_prompts,
-    validate_messages,
-    validate_prompt_ids,
-    validate_sampling_params,
-    validate_text,
-)
+from octavo.validate import split_prompts, validate_text
 
 Prompt = str | Sequence[int]
 """A raw continuation, or token ids taken as they are."""
-
-DEFAULT_MAX_NEW_TOKENS = 256
-"""For `generate`; `chat` takes what is left of the context."""
 
 
 class LLM:
@@ -90,22 +75,11 @@ class LLM:
         )
         planned = plan_model(settings, progress=progress)
         source = planned.source
-        tokenizer: Tokenizer | None = None
-        if source.tokenizer is not None:
-            tokenizer = load_tokenizer(source.tokenizer, model_vocab_size=planned.spec.vocab_size)
-        self._tokenizer = tokenizer
-        self._template: ChatTemplate | None = None
-        if source.chat_template is not None and tokenizer is not None:
-            self._template = ChatTemplate(source.chat_template, tokenizer)
-        self._stop_token_ids = stop_token_ids(
-            source.config, source.generation_config, tokenizer, self._template
+        self._frontend = Frontend(
+            source, vocab_size=planned.spec.vocab_size, context_tokens=planned.plan.context.tokens
         )
-        self._defaults = read_sampling_defaults(source.generation_config)
         loaded = load_backend(planned, progress=progress)
-        about_text = () if tokenizer is None else tokenizer.notices
-        self.notices = tuple(
-            dict.fromkeys((*source.notices, *about_text, *self._defaults.notices, *loaded.notices))
-        )
+        self.notices = tuple(dict.fromkeys((*source.notices, *self._frontend.notices, *loaded.notices)))
         """What the user should know of the load: a cache entry made again, the hub not reached."""
         self._packed_from_cache = loaded.packed_from_cache
         # Nothing is read any more: without this the checkpoint's files stay mapped as long as the LLM lives.
@@ -141,15 +115,15 @@ class LLM:
         EmptyPromptError, NotTextError, ContextLengthError, InvalidParameterError, and NumericalError where
         the model's logits were not finite.
         """
-        params = self._checked(params)
+        params = self._frontend.check_params(params)
         each, many = split_prompts(prompts)
-        done = self._run([self._raw(prompt, params) for prompt in each])
+        done = self._run([self._frontend.raw(prompt, params) for prompt in each])
         return done if many else done[0]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextEvent]:
         """As `generate`, a piece at a time. Abandoning the iterator cancels the request."""
-        params = self._checked(params)
-        return self._stream(self._raw(prompt, params))
+        params = self._frontend.check_params(params)
+        return self._stream(self._frontend.raw(prompt, params))
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """The answer to a conversation, in the model's own template.
@@ -157,24 +131,19 @@ class LLM:
         Text in a message never becomes a control token. Raises ChatTemplateError where the model has no
         template, and what `generate` raises.
         """
-        params = self._checked(params)
-        return self._run([self._chat(messages, params)])[0]
+        params = self._frontend.check_params(params)
+        return self._run([self._frontend.chat(messages, params)])[0]
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None
     ) -> Iterator[TextEvent]:
         """As `chat`, a piece at a time. Abandoning the iterator cancels the request."""
-        params = self._checked(params)
-        return self._stream(self._chat(messages, params))
+        params = self._frontend.check_params(params)
+        return self._stream(self._frontend.chat(messages, params))
 
     def score(self, text: Prompt) -> Score:
         """log p(token i+1 | tokens <= i) of a text of at least two tokens, and its perplexity."""
-        ids = validate_prompt_ids(
-            self._raw_ids(text),
-            vocab_size=self._planned.spec.vocab_size,
-            context_tokens=self.context_tokens,
-            max_new_tokens=0,
-        )
+        ids = self._frontend.check_ids(self._frontend.prompt_ids(text), 0)
         if len(ids) < 2:
             raise InvalidInputError(
                 "a text of one token has nothing to score", remedy="Give a text of at least two tokens."
@@ -198,26 +167,26 @@ class LLM:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text alone: no BOS is added, and control tokens in it are plain text."""
-        tokenizer = self._require_tokenizer()
+        tokenizer = self._frontend.require_tokenizer()
         return [] if text == "" else tokenizer.encode(validate_text(text), parse_special=False)
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of token ids; control tokens are left out."""
-        return self._require_tokenizer().decode(token_ids)
+        return self._frontend.require_tokenizer().decode(token_ids)
 
     def count_chat_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens a conversation takes in the model's template, with the header of the answer."""
-        return len(self._render(messages).token_ids)
+        return len(self._frontend.render(messages).token_ids)
 
     # --- facts --------------------------------------------------------------------------------------------
 
     @property
     def context_tokens(self) -> int:
-        return self._planned.plan.context.tokens
+        return self._frontend.context_tokens
 
     @property
     def has_chat_template(self) -> bool:
-        return self._template is not None
+        return self._frontend.template is not None
 
     def info(self) -> dict[str, Any]:
         """The facts of --json: what runs, where and how, compiled counters, memory by part in bytes."""
@@ -255,70 +224,6 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    # --- from what the user said to a request ---------------------------------------------------------------
-
-    def _checked(self, params: SamplingParams | None) -> SamplingParams:
-        return validate_sampling_params(params or SamplingParams(), vocab_size=self._planned.spec.vocab_size)
-
-    def _raw(self, prompt: object, params: SamplingParams) -> Generation:
-        request = self._request(self._raw_ids(prompt), params, DEFAULT_MAX_NEW_TOKENS)
-        return Generation(request, self._tokenizer, params.stop, continuation=True)
-
-    def _chat(self, messages: Sequence[Message], params: SamplingParams) -> Generation:
-        rendered = self._render(messages)
-        request = self._request(rendered.token_ids, params, None)
-        return Generation(request, self._tokenizer, params.stop, notices=rendered.notices)
-
-    def _request(self, ids: object, params: SamplingParams, default_new_tokens: int | None) -> Request:
-        checked = validate_prompt_ids(
-            ids,
-            vocab_size=self._planned.spec.vocab_size,
-            context_tokens=self.context_tokens,
-            max_new_tokens=params.max_new_tokens,
-        )
-        own_stops = frozenset() if params.ignore_eos else self._stop_token_ids
-        return Request(
-            prompt_token_ids=checked,
-            sampling=self._sampling(params),
-            max_new_tokens=resolve_max_new_tokens(
-                params.max_new_tokens,
-                default=default_new_tokens,
-                prompt_tokens=len(checked),
-                context_tokens=self.context_tokens,
-            ),
-            stop_token_ids=own_stops | frozenset(params.stop_token_ids),
-        )
-
-    def _raw_ids(self, prompt: object) -> object:
-        """Ids are taken as they are; text gets BOS where the model wants it, and no control token from it."""
-        if not isinstance(prompt, str | bytes):
-            return prompt
-        return self._require_tokenizer().encode_prompt(validate_text(prompt), parse_special=False)
-
-    def _render(self, messages: Sequence[Message]) -> RenderedPrompt:
-        if self._template is None:
-            raise ChatTemplateError(
-                f"{self._planned.source.location} has no chat template",
-                remedy="Use --raw (LLM.generate) to continue text, or choose an instruct model.",
-            )
-        return self._template.render(validate_messages(messages), add_generation_prompt=True)
-
-    def _sampling(self, params: SamplingParams) -> Sampling:
-        return resolve_sampling(
-            params,
-            defaults=self._defaults,
-            vocab_size=self._planned.spec.vocab_size,
-            seed_source=lambda: secrets.randbits(32),
-        )
-
-    def _require_tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:
-            raise IncompatibleModelError(
-                f"{self._planned.source.location} has no tokenizer",
-                remedy="Give token ids instead of text, or add the model's tokenizer.json to the folder.",
-            )
-        return self._tokenizer
 
     # --- from a request to its text -------------------------------------------------------------------------
 

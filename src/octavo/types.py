@@ -7,7 +7,7 @@ docs/architecture.md: T tokens, N output rows, K input columns, V vocabulary.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
@@ -136,6 +136,22 @@ class Sampling:
     """None: no logprobs. n >= 0: the sampled token's, and the n most probable tokens'."""
 
 
+GrammarKind = Literal["json_schema", "regex", "lark"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the generated text has to match from its first character to its last."""
+
+    kind: GrammarKind
+    text: str
+    """The schema as JSON text, the regular expression (anchored at both ends), or the Lark grammar."""
+
+
+LogitsProcessor = Callable[[Sequence[int], "np.ndarray"], "np.ndarray"]
+"""(prompt and generated token ids, fp32 [V] logits) -> fp32 [V] logits to sample from."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One sequence to generate. Every id is below the vocabulary's size (checked by `octavo.validate`)."""
@@ -151,6 +167,10 @@ class Request:
     """Separates prefix reuse between users; part of the prefix key."""
     adapter: str | None = None
     priority: int = 0
+    """Higher goes first; within one, first come first served."""
+    grammar: Grammar | None = None
+    logits_processors: tuple[LogitsProcessor, ...] = ()
+    """Applied in order before the law's first step; they cost a copy of the logits a token."""
 
 
 # --- what comes out of it ----------------------------------------------------------------------------

@@ -160,6 +160,5 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
     cli = Cli(monkeypatch)
     fake = types.ModuleType("octavo.llm")
     fake.LLM = cli.llm  # type: ignore[attr-defined]
-    fake.DEFAULT_MAX_NEW_TOKENS = 32  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "octavo.llm", fake)
     return cli

@@ -73,8 +73,9 @@ def test_a_system_message_without_a_template_is_refused(cli):
     ("words", "flags", "asked"),
     [(1, [], 32), (40, [], 24), (64, [], None), (1, ["--max-new-tokens", "60"], 60), (1, ["--raw"], None)],
 )
-def test_an_answer_has_a_default_length_that_fits(cli, words, flags, asked):
+def test_an_answer_has_a_default_length_that_fits(cli, monkeypatch, words, flags, asked):
     """`LLM.chat` alone would take all that is left of the context; a raw prompt has `LLM.generate`'s default."""
+    monkeypatch.setattr("octavo.frontend.DEFAULT_MAX_NEW_TOKENS", 32)
     assert cli("generate", "word " * words, *flags).code == 0
     assert cli.llm.asked[0][2].max_new_tokens == asked
 

@@ -122,7 +122,7 @@ class FakeRunner:
         self.mode, self.random = mode, random.Random(seed)
         self.windows = [group.window for group in spec.kv_groups]
         self.info = RunnerInfo(
-            "fake", "cpu", "ref-1", "float32", "float32", config.max_slots, config.kv_pages, True, True
+            "fake", "cpu", "ref-1", "float32", "float32", config.max_slots, config.kv_pages, {}, True, True
         )
         self.config = config
         self.pages = [np.full((count, PAGE), 10**9, dtype=np.uint64) for count in config.kv_pages]
@@ -312,7 +312,7 @@ class FakeRunner:
     def _sample(self, batch):
         chunks = [chunk for chunk in batch.chunks if chunk.sample]
         try:
-            return SampleResult(tuple(self._sample_slot(chunk.slot, chunk) for chunk in chunks))
+            return SampleResult(tuple((self._sample_slot(chunk.slot, chunk),) for chunk in chunks))
         except Exception:
             for chunk in chunks:
                 self.slots[chunk.slot].broken = True

@@ -84,7 +84,7 @@ def test_greedy_ids_and_divergence(
     for step in range(STEPS):
         runner.forward(batch).result()
         rows.append(torch.from_numpy(runner.logits(0)))
-        ids.append(runner.sample(batch).result().tokens[0].token_id)
+        ids.append(runner.sample(batch).result().tokens[0][0].token_id)
         batch = Batch((Chunk(0, len(PROMPT) + step, None, TABLES, True),))
     runner.close()
 

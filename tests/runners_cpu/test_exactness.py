@@ -113,7 +113,7 @@ def test_sampled_tokens_and_logprobs(
         for step in range(steps):
             batch = Batch(tuple(chunks))
             driver.runner.forward(batch)
-            for slot, sampled in zip(slots, driver.runner.sample(batch).result().tokens, strict=True):
+            for slot, (sampled,) in zip(slots, driver.runner.sample(batch).result().tokens, strict=True):
                 assert sampled.token_id == sampled.logprob.token_id
                 found[slot].append(sampled)
             chunks = [driver.chunk(slot, len(prompts[slot]) + step, None) for slot in slots]
@@ -185,7 +185,7 @@ def test_a_sequence_that_is_not_finite_fails_alone(
     got = driver.logits(*batch.chunks)
     assert np.isnan(got[0]).all()
     assert same_bits(got[1], want)
-    first, second = driver.runner.sample(batch).result().tokens
+    (first,), (second,) = driver.runner.sample(batch).result().tokens
     assert first.token_id == -1
     assert first.logprob is None
     assert second.token_id == want.argmax()

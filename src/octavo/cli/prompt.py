@@ -61,7 +61,7 @@ def chat_turns(llm: LLM, text: str, *, system: str | None, raw: bool) -> list[Me
 
 def bounded(llm: LLM, turns: Sequence[Message], params: SamplingParams) -> SamplingParams:
     """`params` for a chat that answers one prompt: `LLM.chat` would go on for all that is left of the context."""
-    from octavo.llm import DEFAULT_MAX_NEW_TOKENS
+    from octavo.frontend import DEFAULT_MAX_NEW_TOKENS
 
     left = llm.context_tokens - llm.count_chat_tokens(turns)
     if params.max_new_tokens is not None or left < 1:

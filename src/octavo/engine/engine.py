@@ -219,11 +219,13 @@ class Engine:
         else:
             self._apply(step.entries, *results)
 
-    def _apply(self, entries: list[Entry], forward: ForwardResult, tokens: tuple[Sampled, ...]) -> None:
+    def _apply(
+        self, entries: list[Entry], forward: ForwardResult, tokens: tuple[tuple[Sampled, ...], ...]
+    ) -> None:
         """Turn a step's results into events, in the order of its chunks."""
         sampled = iter(tokens)
         for (sequence, chunk), prompt_logprobs in zip(entries, forward.prompt_logprobs, strict=True):
-            token = next(sampled) if chunk.sample else None
+            (token,) = next(sampled) if chunk.sample else (None,)
             sequence.computed_tokens += chunk.tokens
             if sequence.finish_reason is not None:
                 self._surplus_tokens += chunk.tokens

@@ -39,7 +39,7 @@ class Step:
     def done(self) -> bool:
         return self.forward.done() and (self.sample is None or self.sample.done())
 
-    def wait(self) -> tuple[ForwardResult, tuple[Sampled, ...]]:
+    def wait(self) -> tuple[ForwardResult, tuple[tuple[Sampled, ...], ...]]:
         """Both results, once both are done: nothing of the step is under way afterwards, even if it raises."""
         forward, forward_error = _settle(self.forward)
         sample, sample_error = _settle(self.sample) if self.sample is not None else (SampleResult(()), None)

@@ -76,6 +76,23 @@ class DenseMLP:
     bias: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class MoE:
+    """Sparse mixture of gated MLPs: each token goes through `experts_per_token` of `experts` and gets their
+    outputs' sum, weighted by the router. Parameters: router, experts.{e}.gate, experts.{e}.up, experts.{e}.down.
+
+    The router's weights are softmax(router(x)) in fp32 over all experts, of which the largest are taken.
+    """
+
+    experts: int
+    experts_per_token: int
+    hidden_size: int
+    """Of each expert."""
+    activation: Literal["silu", "gelu", "gelu_tanh"]
+    normalized: bool
+    """Whether the weights of the taken experts are divided by their sum."""
+
+
 Mixer = Attention
 FeedForward = DenseMLP
 
@@ -96,6 +113,9 @@ class LayerSpec:
     norms: LayerNorms
     mixer: Mixer
     ffn: FeedForward
+    parallel: bool = False
+    """x + mixer(pre_mixer(x)) + ffn(pre_ffn(x)) instead of one after the other; pre_ffn None: the mixer's
+    normalized input serves both."""
     residual_multiplier: float = 1.0
     """Multiplies each block's output before it joins the residual stream."""
 

@@ -60,6 +60,16 @@ class SlotState:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter: low-rank addends of linears, y += (x a^T) b^T before the linear's epilogue."""
+
+    digest: str
+    """SHA-256 of its content: part of the prefix key."""
+    addends: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    """Parameter name -> (a fp32 [R, K], b fp32 [N, R]); b already contains the scale alpha / R."""
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Consecutive tokens of one sequence in one forward pass."""
 
@@ -71,7 +81,9 @@ class Chunk:
     page_tables: tuple[tuple[int, ...], ...]
     """For each KV group, the page of tokens [32 i, 32 i + 32); -1 where the group no longer needs it."""
     sample: bool
-    """Keep the last row's logits for `sample`."""
+    """Keep the logits of the last row, and of the `drafts` rows before it, for `sample`."""
+    drafts: int = 0
+    """How many of the last `token_ids` are guesses at tokens that sampling has yet to give (speculation)."""
     targets: tuple[int, ...] | None = None
     """Prompt logprobs: for each row the id whose logprob is wanted, i.e. the next prompt token; -1 for none."""
     top_logprobs: int = 0
@@ -106,7 +118,8 @@ class Sampled:
 class SampleResult:
     """One entry for each chunk of the batch with `sample` set, in order."""
 
-    tokens: tuple[Sampled, ...]
+    tokens: tuple[tuple[Sampled, ...], ...]
+    """One token; of a chunk with drafts up to `drafts` more: sampling goes on while it gives what was guessed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +135,8 @@ class RunnerInfo:
     max_slots: int
     kv_pages: tuple[int, ...]
     """Pages in each KV group, in the order of `ModelSpec.kv_groups`."""
+    kernels: Mapping[str, str]
+    """What computes each part, for `explain`: "int8 linears" -> "AVX2, int16 activations", ..."""
     batch_invariant: bool
     """Tokens and logprobs of a sequence are bit-equal alone and in any batch."""
     chunk_invariant: bool
@@ -156,12 +171,32 @@ class Runner(Protocol):
     def forward(self, batch: Batch) -> Handle[ForwardResult]:
         """Queue the model for every chunk; writes their keys and values into their pages."""
 
-    def sample(self, batch: Batch, masks: Mapping[int, np.ndarray] | None = None) -> Handle[SampleResult]:
+    def logits(self, slot: int) -> np.ndarray:
+        """A copy of the fp32 [V] logits that `sample` would read for a chunk without drafts; waits for them."""
+
+    def sample(
+        self,
+        batch: Batch,
+        masks: Mapping[int, np.ndarray] | None = None,
+        logits: Mapping[int, np.ndarray] | None = None,
+    ) -> Handle[SampleResult]:
         """Queue sampling for the chunks of the batch just forwarded that have `sample` set.
 
         The sampled token becomes the slot's last token. `masks`: slot -> uint32 [ceil(V / 32)], bit i % 32
-        of word i // 32 set where token i is allowed.
+        of word i // 32 set where token i is allowed. `logits`: slot -> fp32 [V] to sample from instead of the
+        model's (logprobs stay the model's). Neither goes with drafts.
+
+        A chunk with drafts is sampled row by row, each with the token before it as the slot's last: row j's
+        token is kept, and where it differs from guess j the rows after it are left alone. Keys and values of
+        refuted guesses stay in the pages until the positions are fed again.
         """
+
+    def load_adapter(self, name: str, adapter: Adapter) -> None:
+        """Make an adapter available to slots opened with its name. Raises IncompatibleModelError where it does
+        not fit the model."""
+
+    def drop_adapter(self, name: str) -> None:
+        """Forget an adapter that no open slot uses."""
 
     def memory(self) -> Mapping[str, int]:
         """Bytes held now, by part: weights, kv, activations, ..."""

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from octavo.errors import ClosedError, NotEnoughMemoryError
+from octavo.errors import ClosedError, IncompatibleModelError, NotEnoughMemoryError
 from octavo.models.spec import KV_PAGE_TOKENS, ModelSpec
 from octavo.runners.base import (
+    Adapter,
     Batch,
     Chunk,
     Counters,
@@ -78,6 +79,7 @@ class CpuRunner:
             kv_dtype="float16",
             max_slots=self._config.max_slots,
             kv_pages=self._config.kv_pages,
+            kernels={},
             batch_invariant=True,
             chunk_invariant=True,
         )
@@ -116,7 +118,13 @@ class CpuRunner:
             ForwardResult(tuple(_prompt_logprobs(c, k) for c, k in zip(batch.chunks, kept, strict=True)))
         )
 
-    def sample(self, batch: Batch, masks: Mapping[int, np.ndarray] | None = None) -> Done[SampleResult]:
+    def sample(
+        self,
+        batch: Batch,
+        masks: Mapping[int, np.ndarray] | None = None,
+        logits: Mapping[int, np.ndarray] | None = None,
+    ) -> Done[SampleResult]:
+        assert not logits, "replaced logits are not supported"
         slots = [chunk.slot for chunk in batch.chunks if chunk.sample]
         structs = (library.SampleStruct * len(slots))()
         kept = []
@@ -136,9 +144,13 @@ class CpuRunner:
         return Done(
             SampleResult(
                 tuple(
-                    Sampled(
-                        struct.token_id,
-                        None if wanted is None or struct.token_id < 0 else wanted.read(0, struct.token_id),
+                    (
+                        Sampled(
+                            struct.token_id,
+                            None
+                            if wanted is None or struct.token_id < 0
+                            else wanted.read(0, struct.token_id),
+                        ),
                     )
                     for struct, (_, wanted) in zip(structs, kept, strict=True)
                 )
@@ -149,6 +161,14 @@ class CpuRunner:
         """The fp32 logits [V] the last `forward` kept for a slot, in an array of their own."""
         pointer = self._library.octavo_logits(self._open_handle(), slot)
         return np.ctypeslib.as_array(pointer, (self._spec.vocab_size,)).copy()
+
+    def load_adapter(self, name: str, adapter: Adapter) -> None:
+        raise IncompatibleModelError(
+            "the CPU runner takes no adapters yet", remedy="Choose --runner reference."
+        )
+
+    def drop_adapter(self, name: str) -> None:
+        raise AssertionError(f"there is no adapter {name!r}")
 
     def memory(self) -> Mapping[str, int]:
         if self._handle is None or self._model is None:

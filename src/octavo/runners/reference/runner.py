@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from octavo.errors import IncompatibleModelError
 from octavo.models.spec import ModelSpec
 from octavo.runners.base import (
+    Adapter,
     Batch,
     Chunk,
     Counters,
@@ -72,6 +74,7 @@ class ReferenceRunner:
             kv_dtype=self._config.kv_dtype,
             max_slots=self._config.max_slots,
             kv_pages=self._config.kv_pages,
+            kernels={},
             batch_invariant=True,
             chunk_invariant=False,
         )
@@ -97,13 +100,28 @@ class ReferenceRunner:
         return Done(ForwardResult(tuple(self._forward_chunk(chunk) for chunk in batch.chunks)))
 
     @torch.inference_mode()
-    def sample(self, batch: Batch, masks: Mapping[int, np.ndarray] | None = None) -> Done[SampleResult]:
+    def sample(
+        self,
+        batch: Batch,
+        masks: Mapping[int, np.ndarray] | None = None,
+        logits: Mapping[int, np.ndarray] | None = None,
+    ) -> Done[SampleResult]:
+        assert not logits, "replaced logits are not supported"
         masks = masks or {}
         return Done(
             SampleResult(
-                tuple(self._sample_slot(c.slot, masks.get(c.slot)) for c in batch.chunks if c.sample)
+                tuple((self._sample_slot(c.slot, masks.get(c.slot)),) for c in batch.chunks if c.sample)
             )
         )
+
+    def logits(self, slot: int) -> np.ndarray:
+        return self._logits[slot].cpu().numpy().copy()
+
+    def load_adapter(self, name: str, adapter: Adapter) -> None:
+        raise IncompatibleModelError("the reference runner takes no adapters yet", remedy="Do without it.")
+
+    def drop_adapter(self, name: str) -> None:
+        raise AssertionError(f"there is no adapter {name!r}")
 
     def memory(self) -> Mapping[str, int]:
         if self._model is None or self._cache is None:

@@ -1,0 +1,124 @@
+"""From what a user said to requests: tokenizer, chat template, the model's defaults and the one validator.
+
+`LLM` has one beside its engine; a server's front process has one without any engine. Reads no weight and
+imports no torch. What comes back from the engine is `octavo.generation`'s.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from octavo.errors import ChatTemplateError, IncompatibleModelError
+from octavo.generation import Generation
+from octavo.settings import SamplingParams
+from octavo.text.chat import ChatTemplate, RenderedPrompt
+from octavo.text.stop_tokens import stop_token_ids
+from octavo.text.tokenizer import Tokenizer, load_tokenizer
+from octavo.types import Message, ModelSource, Request, Sampling
+from octavo.validate import (
+    read_sampling_defaults,
+    resolve_max_new_tokens,
+    resolve_sampling,
+    validate_messages,
+    validate_prompt_ids,
+    validate_sampling_params,
+    validate_text,
+)
+
+DEFAULT_MAX_NEW_TOKENS = 256
+"""For a raw prompt; a chat takes what is left of the context."""
+
+
+class Frontend:
+    """Thread-safe: nothing changes after construction.
+
+    `vocab_size` is the width of the model's logits, `context_tokens` the longest sequence that was planned.
+    """
+
+    def __init__(self, source: ModelSource, *, vocab_size: int, context_tokens: int) -> None:
+        self.vocab_size = vocab_size
+        self.context_tokens = context_tokens
+        self._location = source.location
+        self.tokenizer: Tokenizer | None = None
+        """None for a folder without one: token ids still work."""
+        if source.tokenizer is not None:
+            self.tokenizer = load_tokenizer(source.tokenizer, model_vocab_size=vocab_size)
+        self.template: ChatTemplate | None = None
+        if source.chat_template is not None and self.tokenizer is not None:
+            self.template = ChatTemplate(source.chat_template, self.tokenizer)
+        self._stop_token_ids = stop_token_ids(
+            source.config, source.generation_config, self.tokenizer, self.template
+        )
+        self._defaults = read_sampling_defaults(source.generation_config)
+        about_text = () if self.tokenizer is None else self.tokenizer.notices
+        self.notices: tuple[str, ...] = (*about_text, *self._defaults.notices)
+        """What the user should know of the tokenizer and of the model's defaults."""
+
+    def check_params(self, params: SamplingParams | None) -> SamplingParams:
+        """Raises InvalidParameterError."""
+        return validate_sampling_params(params or SamplingParams(), vocab_size=self.vocab_size)
+
+    def raw(self, prompt: object, params: SamplingParams) -> Generation:
+        """A raw continuation of text, or of token ids taken as they are. `params` are checked."""
+        request = self._request(self.prompt_ids(prompt), params, DEFAULT_MAX_NEW_TOKENS)
+        return Generation(request, self.tokenizer, params.stop, continuation=True)
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams) -> Generation:
+        """The answer to a conversation, in the model's template. `params` are checked."""
+        rendered = self.render(messages)
+        request = self._request(rendered.token_ids, params, None)
+        return Generation(request, self.tokenizer, params.stop, notices=rendered.notices)
+
+    def check_ids(self, ids: object, max_new_tokens: int | None) -> tuple[int, ...]:
+        """Token ids that are in the vocabulary and fit the context."""
+        return validate_prompt_ids(
+            ids, vocab_size=self.vocab_size, context_tokens=self.context_tokens, max_new_tokens=max_new_tokens
+        )
+
+    def prompt_ids(self, prompt: object) -> object:
+        """Ids are taken as they are; text gets BOS where the model wants it, and no control token from it."""
+        if not isinstance(prompt, str | bytes):
+            return prompt
+        return self.require_tokenizer().encode_prompt(validate_text(prompt), parse_special=False)
+
+    def render(self, messages: Sequence[Message]) -> RenderedPrompt:
+        """Raises ChatTemplateError where the model has no template."""
+        if self.template is None:
+            raise ChatTemplateError(
+                f"{self._location} has no chat template",
+                remedy="Use --raw (LLM.generate) to continue text, or choose an instruct model.",
+            )
+        return self.template.render(validate_messages(messages), add_generation_prompt=True)
+
+    def require_tokenizer(self) -> Tokenizer:
+        """Raises IncompatibleModelError where the model has none."""
+        if self.tokenizer is None:
+            raise IncompatibleModelError(
+                f"{self._location} has no tokenizer",
+                remedy="Give token ids instead of text, or add the model's tokenizer.json to the folder.",
+            )
+        return self.tokenizer
+
+    def _request(self, ids: object, params: SamplingParams, default_new_tokens: int | None) -> Request:
+        checked = self.check_ids(ids, params.max_new_tokens)
+        own_stops = frozenset() if params.ignore_eos else self._stop_token_ids
+        return Request(
+            prompt_token_ids=checked,
+            sampling=self._sampling(params),
+            max_new_tokens=resolve_max_new_tokens(
+                params.max_new_tokens,
+                default=default_new_tokens,
+                prompt_tokens=len(checked),
+                context_tokens=self.context_tokens,
+            ),
+            stop_token_ids=own_stops | frozenset(params.stop_token_ids),
+        )
+
+    def _sampling(self, params: SamplingParams) -> Sampling:
+        return resolve_sampling(
+            params,
+            defaults=self._defaults,
+            vocab_size=self.vocab_size,
+            seed_source=lambda: secrets.randbits(32),
+        )
