@@ -173,13 +173,13 @@ class Scheduler:
         if may_preempt:
             self.wants_drain = False
         active = self._active
-        prefills = self._allot([s for s in active if s.queued_tokens < s.prefill_tokens])
+        prefilling = [s for s in active if s.queued_tokens < s.prefill_tokens]
+        prefills = self._allot(prefilling) if prefilling else {}
         entries: list[Entry] = []
         draft_rows = MAX_DRAFT_ROWS
-        position = 0
-        while position < len(active) and len(entries) < self._max_chunks:
-            sequence = active[position]  # who ranks lower may be preempted, and gone, before its turn
-            position += 1
+        for sequence in active:  # who ranks lower may be preempted, and gone, before its turn
+            if len(entries) == self._max_chunks:
+                break
             queued = sequence.queued_tokens
             if queued >= sequence.feed_tokens or sequence.finish_reason is not None:
                 continue
