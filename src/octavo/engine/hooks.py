@@ -36,4 +36,6 @@ CompileGrammar = Callable[[Grammar], Constraint]
 
 Drafter = Callable[[Sequence[int]], Sequence[int]]
 """(prompt and generated token ids) -> guesses at the tokens that follow, the next one first; none: no guess.
-Must not keep or change the list it is given."""
+Serves one sequence, whose list only grows from one call to the next; must not keep or change it."""
+
+MakeDrafter = Callable[[], Drafter]
