@@ -129,8 +129,7 @@ int32_t octavo_test_sample(int32_t isa, const OctavoSampling* sampling, const fl
     Slot slot;
     SamplingScratch scratch;
     start_slot(slot, *sampling, vocab, token_ids, tokens, prompt_tokens);
-    sample->token_id = sample_token(k, slot, logits, vocab, sample->mask, scratch);
-    if (sample->token_id >= 0) token_logprob(k, logits, vocab, sample->token_id, 0, sample->logprobs, scratch);
+    sample_slot(k, slot, logits, vocab, *sample, scratch);
   });
 }
 

@@ -17,7 +17,7 @@ extern "C" {
 #define OCTAVO_API __attribute__((visibility("default")))
 #endif
 
-#define OCTAVO_ABI 1
+#define OCTAVO_ABI 2
 #define OCTAVO_PAGE_TOKENS 32
 
 enum OctavoStatus { OCTAVO_OK = 0, OCTAVO_OUT_OF_MEMORY = -1 };
@@ -126,14 +126,20 @@ typedef struct OctavoChunk {
   int32_t slot;
   int32_t start;
   int32_t tokens;
-  int32_t sample;
+  int32_t sample;  // keep the logits of the last drafts + 1 rows
+  int32_t drafts;
 } OctavoChunk;
 
+// Samples the rows a chunk kept, one after the other, until a token is not the draft it was guessed to be.
 typedef struct OctavoSample {
-  const uint32_t* mask;  // [ceil(V / 32)] or null
-  OctavoLogprobs logprobs;  // one row
+  const uint32_t* mask;  // [ceil(V / 32)] or null; goes with no drafts, as `logits` does
+  const float* logits;   // [V] to sample from instead of the model's, or null; logprobs stay the model's
+  const int32_t* draft_ids;  // [drafts]
+  int32_t* token_ids;        // [drafts + 1], out; -1: the logits are not finite
+  OctavoLogprobs logprobs;   // drafts + 1 rows
   int32_t slot;
-  int32_t token_id;  // out; -1: the logits are not finite
+  int32_t drafts;
+  int32_t tokens;  // out: how many there are
 } OctavoSample;
 
 typedef struct OctavoRunner OctavoRunner;
@@ -153,7 +159,7 @@ OCTAVO_API int32_t octavo_open_slot(OctavoRunner* runner, int32_t slot, const Oc
                                     const int32_t* token_ids, int32_t tokens, int32_t prompt_tokens);
 OCTAVO_API void octavo_close_slot(OctavoRunner* runner, int32_t slot);
 OCTAVO_API int32_t octavo_forward(OctavoRunner* runner, const OctavoChunk* chunks, int32_t count);
-// The logits that the last octavo_forward kept for a slot, fp32 [V].
+// The logits of the first row that the last octavo_forward kept for a slot, fp32 [V].
 OCTAVO_API const float* octavo_logits(const OctavoRunner* runner, int32_t slot);
 OCTAVO_API int32_t octavo_sample(OctavoRunner* runner, OctavoSample* samples, int32_t count);
 

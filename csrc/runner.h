@@ -71,7 +71,7 @@ struct Slot {
   std::unordered_map<int32_t, int32_t> generated;  // times each token was generated
   int32_t last_token = 0;
   int32_t tokens = 0;      // in the sequence, prompt included
-  int32_t logits_row = -1; // of `logits`; -1: none kept
+  int32_t logits_row = -1; // of `logits`: the first one kept; -1: none
 };
 
 bool has_penalties(const OctavoSampling& sampling);
@@ -89,6 +89,9 @@ struct SamplingScratch {
 // docs/sampling.md: the token for the slot's next position from its logits [V], -1 on a numerical error.
 int32_t sample_token(const Kernels& k, const Slot& slot, const float* logits, int32_t vocab_size,
                      const uint32_t* mask, SamplingScratch& scratch);
+// All that `sample` asks for, from the rows of logits [drafts + 1, V] that its chunk kept; the slot goes on with them.
+void sample_slot(const Kernels& k, Slot& slot, const float* logits, int32_t vocab_size, OctavoSample& sample,
+                 SamplingScratch& scratch);
 // Log-softmax of a row at `token_id`, and the most probable tokens.
 void token_logprob(const Kernels& k, const float* logits, int32_t vocab_size, int32_t token_id, int32_t row,
                    const OctavoLogprobs& out, SamplingScratch& scratch);

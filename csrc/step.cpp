@@ -545,10 +545,11 @@ void add_segment(Pass& pass, const OctavoChunk& chunk, int offset, int rows) {
   if (chunk.targets)
     for (int i = 0; i < rows; i++)
       if (chunk.targets[offset + i] >= 0) pass.targeted.push_back({pass.rows + i, index, -1});
-  if (chunk.sample && offset + rows == chunk.tokens) {
+  const int first_kept = chunk.tokens - 1 - chunk.drafts;
+  for (int i = std::max(0, first_kept - offset); chunk.sample && i < rows; i++) {
     Slot& slot = pass.r.slots[static_cast<size_t>(chunk.slot)];
-    slot.logits_row = pass.r.logits_rows++;
-    pass.sampled.push_back({pass.rows + rows - 1, index, slot.logits_row});
+    if (offset + i == first_kept) slot.logits_row = pass.r.logits_rows;
+    pass.sampled.push_back({pass.rows + i, index, pass.r.logits_rows++});
   }
   pass.rows += rows;
 }
@@ -557,6 +558,9 @@ void add_segment(Pass& pass, const OctavoChunk& chunk, int offset, int rows) {
 
 void forward(OctavoRunner& r, const OctavoChunk* chunks, int count) {
   r.logits_rows = 0;
+  size_t kept = 0;
+  for (int i = 0; i < count; i++) kept += chunks[i].sample ? static_cast<size_t>(chunks[i].drafts) + 1 : 0;
+  r.logits.grow(kept * static_cast<size_t>(r.model.vocab_size));
   for (Slot& slot : r.slots) slot.logits_row = -1;
   Pass pass(r);
   for (int i = 0; i < count; i++) {

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from octavo.runners.cpu.build import LIBRARY
 
-ABI = 1
+ABI = 2
 IsaName = Literal["portable", "avx2", "avx512"]
 ISA_NAMES: tuple[IsaName, ...] = get_args(IsaName)
 """Slowest first; the index is the library's number."""
@@ -139,11 +139,21 @@ class ChunkStruct(Structure):
         ("start", c_int32),
         ("tokens", c_int32),
         ("sample", c_int32),
+        ("drafts", c_int32),
     )
 
 
 class SampleStruct(Structure):
-    _fields_ = (("mask", c_void_p), ("logprobs", Logprobs), ("slot", c_int32), ("token_id", c_int32))
+    _fields_ = (
+        ("mask", c_void_p),
+        ("logits", c_void_p),
+        ("draft_ids", c_void_p),
+        ("token_ids", c_void_p),
+        ("logprobs", Logprobs),
+        ("slot", c_int32),
+        ("drafts", c_int32),
+        ("tokens", c_int32),
+    )
 
 
 _STRUCTS = (Matrix, Norm, Layer, Rope, Model, SamplingStruct, Logprobs, ChunkStruct, SampleStruct)
