@@ -1,5 +1,5 @@
 // What a step is made of: plain structs that describe weights and activations, and the table of kernels that each
-// ISA fills in. The step (step.cpp) is written against this table and never knows which ISA runs.
+// ISA fills in. A pass (step/) is written against this table and never knows which ISA runs.
 // Shape letters: T rows of activations (tokens), N output rows, K input columns, D head dim.
 //
 // Exactness: the arithmetic of one output value depends on its own row of activations and its own weights alone,

@@ -1,4 +1,4 @@
-// The state of a runner: model, KV pages, slots, workspaces. step.cpp runs the model, sampling.cpp the sampling law.
+// The state of a runner: model, KV pages, slots, workspaces. step/ runs the model, sampling.cpp the sampling law.
 #pragma once
 #include <memory>
 #include <unordered_map>
@@ -118,7 +118,7 @@ struct OctavoRunner {
   int query_tile;  // rows of queries an attention tile takes at most
 
   octavo::Buffer<float> x, y, qkv, attended, hidden, angles, logits, target_logits;
-  octavo::Buffer<float> partial_out, partial_state;  // blocks of single queries: see step.cpp
+  octavo::Buffer<float> partial_out, partial_state;  // blocks of single queries: see step/attention.cpp
   octavo::EncodedRows input;
   std::vector<octavo::Scratch> scratch;
 
