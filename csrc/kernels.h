@@ -99,6 +99,9 @@ struct Kernels {
   void (*gated)(const Matrix& gate, const Matrix& up, const Activations& x, int first_block, int last_block,
                 int activation, float* y, int64_t y_stride);
   void (*activate)(float* x, int n, int activation);
+  // y = activation(y) * up: what `gated` does to a row, where something joins gate and up before
+  void (*gate)(float* y, const float* up, int n, int activation);
+  float (*dot)(const float* a, const float* b, int n);
   // pairs (i, i + half) of a head by the angles whose cosines and sines are given
   void (*rotate)(float* head, const float* cosines, const float* sines, int half);
   // one token's key and value of one head into slot `slot` of its page

@@ -179,7 +179,7 @@ void Worker::finish_attention(const LayerState& layer) {
       for (int h = 0; h < spec.heads; h++) join_blocks(spec, segment, h, joined + h * dim);
       x = joined;
     }
-    k_.encode(x_, row, x, s_.values.data());
+    encode(row, segment, x, nullptr, {layer.linear + OCTAVO_O, 1});
   }
   rows_ready();
 }

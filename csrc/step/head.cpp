@@ -11,6 +11,7 @@ void Worker::score(const std::vector<WantedRow>& wanted, float* logits) {
   if (wanted.empty()) return;
   const OctavoModel& m = r_.model;
   const int count = static_cast<int>(wanted.size()), n = m.hidden_size;
+  const int addend = m.layer_count * OCTAVO_LINEARS;
   x_ = input(count, n, r_.head_in);
   const Range range = alone_ ? Range{0, 1} : share(count, thread_, p_.threads);
   for (int i = range.begin; i < range.end; i++) {
@@ -18,11 +19,12 @@ void Worker::score(const std::vector<WantedRow>& wanted, float* logits) {
     float* x = s_.queries.data();
     std::memcpy(x, residual(row), static_cast<size_t>(n) * sizeof(float));
     add_pending(x, row);
-    encode(x_, i, x, m.final_norm);
+    encode(i, segment_of(row), x, &m.final_norm, {addend, 1});
   }
+  wanted_ = &wanted;
   rows_ready();
   share_blocks(blocks_of(m.head), m.head.block_bytes, [&](int first, int last) {
-    k_.linear(m.head, x_, first, last, logits, m.vocab_size);
+    multiply(m.head, {addend, 0}, first, last, logits, m.vocab_size);
     if (m.logits_multiplier == 1.0f && m.final_softcap == 0.0f) return;
     const int begin = first * k_.lanes, end = std::min(last * k_.lanes, m.vocab_size);
     for (int i = 0; i < count && begin < end; i++)

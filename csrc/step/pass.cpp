@@ -66,7 +66,8 @@ void run_pass(Pass& pass) {
 
 void add_segment(Pass& pass, const OctavoChunk& chunk, int offset, int rows) {
   const int index = static_cast<int>(pass.segments.size());
-  pass.segments.push_back({&chunk, pass.rows, rows, chunk.start + offset, 0});
+  const OctavoAdapter* adapter = pass.r.slots[static_cast<size_t>(chunk.slot)].adapter;
+  pass.segments.push_back({&chunk, adapter, pass.rows, rows, chunk.start + offset, 0});
   pass.segment_of.insert(pass.segment_of.end(), static_cast<size_t>(rows), index);
   if (chunk.targets)
     for (int i = 0; i < rows; i++)
@@ -89,6 +90,15 @@ void forward(OctavoRunner& r, const OctavoChunk* chunks, int count) {
   r.logits.grow(kept * static_cast<size_t>(r.model.vocab_size));
   for (Slot& slot : r.slots) slot.logits_row = -1;
   Pass pass(r);
+  for (int i = 0; i < count; i++)
+    if (const OctavoAdapter* adapter = r.slots[static_cast<size_t>(chunks[i].slot)].adapter)
+      pass.rank = std::max(pass.rank, adapter->rank);
+  if (pass.rank) {
+    const size_t rows = static_cast<size_t>(std::max(r.model.row_capacity, kTargetRows));
+    r.lowered.grow(rows * kLowered * static_cast<size_t>(pass.rank));
+    r.up.grow(rows * static_cast<size_t>(r.fed));
+    for (Scratch& s : r.scratch) s.lowered.grow(kLowered * static_cast<size_t>(pass.rank));
+  }
   for (int i = 0; i < count; i++) {
     for (int done = 0; done < chunks[i].tokens;) {
       const int rows = std::min(chunks[i].tokens - done, r.model.row_capacity - pass.rows);

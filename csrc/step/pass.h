@@ -11,6 +11,7 @@ namespace octavo {
 // Consecutive rows of the pass that belong to one chunk.
 struct Segment {
   const OctavoChunk* chunk;
+  const OctavoAdapter* adapter;  // of its slot; null: none
   int first_row;
   int rows;
   int start;          // position of the first row
@@ -37,6 +38,7 @@ struct Pass {
   OctavoRunner& r;
   int rows = 0;
   int threads = 1;
+  int rank = 0;  // the largest of the batch's adapters, 0: there are none
   std::vector<Segment> segments;
   std::vector<int> segment_of;                 // [rows]
   std::vector<std::vector<AttendUnit>> units;  // [kv_groups]

@@ -51,20 +51,22 @@ void Worker::add_pending(float* x, int row) {
   }
 }
 
-void Worker::encode(const Activations& a, int row, const float* x, const Norm& norm) {
-  if (norm.kind != OCTAVO_NO_NORM) {
-    k_.norm(s_.row.data(), x, a.columns, norm);
+// Row `i` of a stage's input, and its products with the addends of the stage's linears.
+void Worker::encode(int i, const Segment& segment, const float* x, const Norm* norm, Linears linears) {
+  if (norm && norm->kind != OCTAVO_NO_NORM) {
+    k_.norm(s_.row.data(), x, x_.columns, *norm);
     x = s_.row.data();
   }
-  k_.encode(a, row, x, s_.values.data());
+  k_.encode(x_, i, x, s_.values.data());
+  if (segment.adapter) lower(i, *segment.adapter, x, linears);
 }
 
 // The last sublayers' outputs join the residual, which becomes the next one's input.
-void Worker::join(const Norm& pre, EncodingSet encodings) {
+void Worker::join(const Norm& pre, EncodingSet encodings, Linears linears) {
   x_ = input(p_.rows, r_.model.hidden_size, encodings);
   for (int row = mine_.begin; row < mine_.end; row++) {
     add_pending(residual(row), row);
-    encode(x_, row, residual(row), pre);
+    encode(row, segment_of(row), residual(row), &pre, linears);
   }
   pending_count_ = 0;
   rows_ready();
@@ -81,7 +83,7 @@ void Worker::finish_ffn(const LayerState& layer) {
       k_.activate(s_.row.data(), n, spec.activation);
       h = s_.row.data();
     }
-    k_.encode(x_, row, h, s_.values.data());
+    encode(row, segment_of(row), h, nullptr, {layer.linear + OCTAVO_DOWN, 1});
   }
   rows_ready();
 }

@@ -19,12 +19,26 @@ struct Pending {
   float multiplier;
 };
 
+// Linears of one stage that read the same rows, as an adapter numbers them.
+struct Linears {
+  int first = 0;
+  int count = 0;
+};
+
+// A linear, and its place among those of its stage.
+struct Addend {
+  int linear;
+  int place;
+};
+
 class Worker {
  public:
   Worker(Pass& pass, int thread);
   void run();
 
  private:
+  void feed(const LayerState& layer);
+  float* fed_rows(const LayerState& layer);
   void barrier();
   // Rows were prepared: a single one by everyone, and there is nothing to wait for.
   void rows_ready() {
@@ -60,14 +74,29 @@ class Worker {
   void embed();
   void turn(int position, float* out);
   void add_pending(float* x, int row);
-  void encode(const Activations& a, int row, const float* x, const Norm& norm);
-  void join(const Norm& pre, EncodingSet encodings);
+  void encode(int i, const Segment& segment, const float* x, const Norm* norm, Linears linears);
+  void join(const Norm& pre, EncodingSet encodings, Linears linears);
   void finish_ffn(const LayerState& layer);
 
   // linears.cpp
-  void project(const Matrix& w, float* y, int64_t stride);
-  void project_qkv(const OctavoLayer& spec);
-  void project_ffn(const OctavoLayer& spec);
+  void multiply(const Matrix& w, Addend addend, int first, int last, float* y, int64_t stride);
+  void project(const Matrix& w, int linear, float* y, int64_t stride);
+  void project_qkv(const LayerState& layer);
+  void feed_dense(const LayerState& layer, float* y);
+
+  // experts.cpp
+  void plan_experts(const OctavoLayer& spec);
+  template <class F> void share_experts(const Matrix& w, F f);
+  template <class F> void each_entry(F f);
+  Activations expert_input(int expert, int columns, EncodingSet encodings);
+  void feed_experts(const LayerState& layer, const Norm& pre, float* y);
+
+  // addends.cpp
+  const OctavoAdapter* adapter_of(int i) const;
+  float* lowered(int i, int place);
+  void lower(int i, const OctavoAdapter& adapter, const float* x, Linears linears);
+  void raise(const Matrix& w, Addend which, int first, int last, float* y, int64_t stride);
+  void gate_with_addends(const LayerState& layer, int first, int last);
 
   // head.cpp
   void score(const std::vector<WantedRow>& wanted, float* logits);
@@ -99,7 +128,8 @@ class Worker {
   Range mine_;  // the rows this thread prepares
   int stage_ = 0;
   Activations x_;  // the current stage's input
-  Pending pending_[1];
+  const std::vector<WantedRow>* wanted_ = nullptr;  // whose rows x_ holds; null: the pass's
+  Pending pending_[2];
   int pending_count_ = 0;
 };
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from octavo.errors import ClosedError, IncompatibleModelError, NotEnoughMemoryError
+from octavo.errors import ClosedError, NotEnoughMemoryError
 from octavo.models.spec import KV_PAGE_TOKENS, ModelSpec
+from octavo.runners.adapters import check_adapter
 from octavo.runners.base import (
     Adapter,
     Batch,
@@ -28,6 +29,7 @@ from octavo.runners.base import (
     SlotState,
 )
 from octavo.runners.cpu import library
+from octavo.runners.cpu.adapter import NativeAdapter, linears_of
 from octavo.runners.cpu.kernel_names import kernel_names
 from octavo.runners.cpu.library import ISA_NAMES, IsaName
 from octavo.runners.cpu.limits import activation_bytes, kv_bytes
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class _Slot:
     logprobs: int | None
+    adapter: NativeAdapter | None
+    """Kept alive: the library reads it in place."""
     table_sources: list[tuple[int, ...]]
     """The page tables `tables` was made from: a table that is the same object needs no new array."""
     tables: list[np.ndarray]
@@ -64,6 +68,8 @@ class CpuRunner:
             spec, weights, config, isa=number, lanes=self._lanes, threads=threads
         )
         self._kernels = kernel_names(weights, isa)
+        self._linears = linears_of(weights)
+        self._adapters: dict[str, NativeAdapter] = {}
         self._slots: dict[int, _Slot] = {}
         self._steps = 0
         self._handle: int | None = self._library.octavo_open(ctypes.byref(self._model.struct))
@@ -89,7 +95,7 @@ class CpuRunner:
     def open_slot(self, slot: int, state: SlotState) -> None:
         assert 0 <= slot < self._config.max_slots, f"slot {slot} is out of range"
         assert slot not in self._slots, f"slot {slot} is taken"
-        assert state.adapter is None, "adapters are not supported"
+        adapter = None if state.adapter is None else self._adapters[state.adapter]
         ids = self._ids(state.token_ids)
         sampling, kept = sampling_struct(state.sampling, self._spec.vocab_size)
         self._check(
@@ -100,12 +106,13 @@ class CpuRunner:
                 ids.ctypes.data,
                 len(ids),
                 state.prompt_tokens,
+                None if adapter is None else ctypes.byref(adapter.struct),
             )
         )
         del kept  # the library has copied it
         groups = len(self._config.kv_pages)
         empty = np.zeros(0, np.int32)
-        self._slots[slot] = _Slot(state.sampling.logprobs, [()] * groups, [empty] * groups)
+        self._slots[slot] = _Slot(state.sampling.logprobs, adapter, [()] * groups, [empty] * groups)
 
     def close_slot(self, slot: int) -> None:
         del self._slots[slot]
@@ -150,19 +157,24 @@ class CpuRunner:
         return np.ctypeslib.as_array(pointer, (self._spec.vocab_size,)).copy()
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
-        raise IncompatibleModelError(
-            "the CPU runner takes no adapters yet", remedy="Choose --runner reference."
-        )
+        check_adapter(name, adapter, self._linears)
+        self._adapters[name] = NativeAdapter(adapter, len(self._spec.layers))
 
     def drop_adapter(self, name: str) -> None:
-        raise AssertionError(f"there is no adapter {name!r}")
+        dropped = self._adapters.pop(name)
+        assert all(slot.adapter is not dropped for slot in self._slots.values()), f"{name} is in use"
 
     def memory(self) -> Mapping[str, int]:
         if self._handle is None or self._model is None:
-            return {"weights": 0, "kv": 0, "activations": 0}
+            return {"weights": 0, "adapters": 0, "kv": 0, "activations": 0}
         kv, activations = ctypes.c_int64(), ctypes.c_int64()
         self._library.octavo_memory(self._handle, ctypes.byref(kv), ctypes.byref(activations))
-        return {"weights": self._model.weight_bytes, "kv": kv.value, "activations": activations.value}
+        return {
+            "weights": self._model.weight_bytes,
+            "adapters": sum(adapter.nbytes for adapter in self._adapters.values()),
+            "kv": kv.value,
+            "activations": activations.value,
+        }
 
     def counters(self) -> Counters:
         return Counters()
@@ -170,6 +182,7 @@ class CpuRunner:
     def close(self) -> None:
         handle, self._handle = self._handle, None
         self._slots.clear()
+        self._adapters.clear()
         if handle is not None:
             self._library.octavo_close(handle)
             return_freed_memory()
