@@ -120,7 +120,8 @@ class ReferenceRunner:
 
     def logits(self, slot: int) -> np.ndarray:
         (row,) = self._logits[slot]
-        return row.cpu().numpy().copy()
+        copy: np.ndarray = row.cpu().numpy().copy()
+        return copy
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
         raise IncompatibleModelError("the reference runner takes no adapters yet", remedy="Do without it.")
