@@ -97,6 +97,17 @@ def test_constrained_tokens_are_the_laws(toy, mode):
     assert harness.events[ids[2]][-1].token_id is None, "its last token is text"
 
 
+def test_preemption_does_not_lose_its_place_in_a_grammar(toy):
+    harness = toy.harness(pages=(5,), context=128, compile_grammar=compiler(toy))
+    requests = [toy.request(prompt=30, new=80, seed=i, grammar=grammar("7 none")) for i in range(3)]
+    ids = [harness.submit(request) for request in requests]
+    wait_and_drain(harness)
+    for request_id, request in zip(ids, requests, strict=True):
+        expected = toy.expected(harness, request, constraint=compiler(toy)(request.grammar))
+        assert harness.tokens(request_id) == expected
+    assert harness.engine.info()["preemptions"] > 0
+
+
 def test_the_mask_is_made_while_the_device_computes(toy):
     """On a device that is always behind, the next forward pass is queued before the last one's token is read."""
     log = []

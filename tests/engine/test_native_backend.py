@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from octavo.backends.native import NativeBackend
 from octavo.errors import ClosedError
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "engine.md"
 
 
 def test_the_whole_contract(toy):
@@ -26,7 +31,27 @@ def test_the_whole_contract(toy):
     assert (info["runner"], info["device"], info["memory"].keys()) == ("fake", "cpu", {"kv"})
     assert info["engine"]["generated_tokens"] == 5
     assert info["compiled"]["recompiles"] == 0
+    documented = re.findall(r"^\| (`.*?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    names = {name for cell in documented for name in re.findall(r"`(\w+)`", cell)}
+    assert set(info["engine"]) == names
     backend.close()
     with pytest.raises(ClosedError):
         backend.submit(request)
     assert backend.info()["memory"] == {}
+
+
+def test_hooks_reach_the_engine(toy):
+    harness = toy.harness()
+    backend = NativeBackend(
+        harness.runner,
+        harness.config,
+        harness.spec,
+        "digest",
+        reuse_prefixes=False,
+        compile_grammar=lambda grammar: pytest.fail("nobody asked"),
+        make_drafter=lambda: lambda token_ids: (),
+    )
+    assert backend.capabilities.grammars
+    info = backend.info()["engine"]
+    assert (info["prefix_reuse"], info["speculation"]) == (False, True)
+    assert not NativeBackend(harness.runner, harness.config, harness.spec, "digest").capabilities.grammars

@@ -141,7 +141,8 @@ class Engine:
     def cancel(self, request_id: int) -> None:
         """End a request at the next step. No effect where it has ended or never was. Takes no lock."""
         if not self._closed:
-            self._cancelled.put(request_id)  # wakes nobody: while there is a request to cancel, steps go on
+            # Wakes nobody: while there is a request to cancel steps go on, or wait for its grammar, not for long.
+            self._cancelled.put(request_id)
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
         """Make an adapter available to requests. Raises InvalidParameterError where the name is taken, and what
