@@ -11,7 +11,6 @@ import pytest
 from octavo.backends.native import NativeBackend
 from octavo.errors import ClosedError
 
-
 PAGE = Path(__file__).parents[2] / "docs" / "engine.md"
 
 
