@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import defaultdict
@@ -21,7 +22,7 @@ def read(text, cuts=(), **options):
     parser = AnswerParser(**options)
     places = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
     deltas = []
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in itertools.pairwise(places):
         deltas += parser.push(text[start:end])
     deltas += parser.finish()
     names, arguments = {}, defaultdict(str)
