@@ -36,7 +36,7 @@ REFUSED = {
 }
 """Refused by name, never cut into wrong tokens."""
 BYTE_LEVEL = sorted(set(CASES) - {"llama-spm", "phi-3", "falcon"})
-"""Vocabularies that can spell every byte; Falcon's lacks some control characters, and drops them."""
+"""Vocabularies that can spell every assigned character; Falcon's lacks some control characters, and drops them."""
 
 
 def load(folder: Path, name: str) -> Tokenizer:
@@ -72,7 +72,7 @@ def byte_level(llama_cpp_models: Path) -> dict[str, Tokenizer]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(text=st.text(max_size=60))
+@given(text=st.text(st.characters(exclude_categories=("Cs", "Cn", "Co")), max_size=60))
 def test_any_text_comes_back(byte_level: dict[str, Tokenizer], text: str) -> None:
     for tokenizer in byte_level.values():
         assert tokenizer.decode(tokenizer.encode(text, parse_special=False), keep_special=True) == text
