@@ -12,10 +12,11 @@ from pathlib import Path
 from octavo.backends.base import Backend
 from octavo.backends.native import NativeBackend
 from octavo.devices import choose_device, read_machine
+from octavo.load_plan import LoadPlan
 from octavo.models import build_model
 from octavo.models.parameters import Parameter
 from octavo.models.spec import ModelSpec
-from octavo.plan import LoadPlan, make_plan
+from octavo.plan import make_plan
 from octavo.quant.format import Format
 from octavo.runners import runner_kinds
 from octavo.settings import Settings

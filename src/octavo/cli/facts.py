@@ -46,7 +46,12 @@ def answer_facts(done: Completion) -> str:
 
 
 def completion_json(done: Completion) -> dict[str, Any]:
-    return dataclasses.asdict(done) | {"usage": _usage_json(done)}
+    """The first choice's fields; where there are several, `choices` has them all."""
+    facts = dataclasses.asdict(done) | {"usage": _usage_json(done)}
+    del facts["others"]
+    if done.others:
+        facts["choices"] = [completion_json(dataclasses.replace(each, others=())) for each in done.choices]
+    return facts
 
 
 def facts_json(done: Completion, info: Mapping[str, Any]) -> dict[str, Any]:

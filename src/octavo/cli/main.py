@@ -116,6 +116,10 @@ def _usage_error(error: TyperException) -> UsageError:
     path = context.command_path if context is not None else "octavo"
     remedy = f"See {path} --help."
     option: str | None = getattr(error, "option_name", None)
+    from octavo.validate import BEAM_SEARCH_NAMES, BEAM_SEARCH_REMEDY
+
+    if option is not None and option.lstrip("-").replace("-", "_") in BEAM_SEARCH_NAMES:
+        return UsageError(f"{option} is not supported", remedy=BEAM_SEARCH_REMEDY)
     if context is not None and option is not None:
         flags = [flag for parameter in context.command.params for flag in parameter.opts]
         if close := difflib.get_close_matches(option, flags, n=1):
