@@ -26,6 +26,9 @@ class Limits:
     schema_depth: int = 32
     """Objects and arrays inside each other in a JSON schema."""
     logits_processors: int = 16
+    tools: int = 128
+    tool_bytes: int = 256 << 10
+    """UTF-8 bytes of all definitions of tools as JSON, and of the arguments of one call."""
 
 
 DEFAULT_LIMITS = Limits()
