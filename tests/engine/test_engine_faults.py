@@ -149,7 +149,7 @@ def test_prompt_logprobs_that_are_not_finite(toy, mode):
     harness = toy.harness(mode, chunk=32)
     victim = harness.submit(toy.request(prompt=70, new=5, seed=1, score=0))
     neighbour = harness.submit(toy.request(prompt=70, new=5, seed=2, score=0))
-    harness.runner.faults = {(1, 64): "nan prompt"}
+    harness.runner.faults = dict.fromkeys([(1, end) for end in range(33, 65)], "nan prompt")
     harness.drain()
     assert isinstance(harness.events[victim][-1].error, NumericalError)
     assert harness.events[victim][-1].prompt_logprobs is None
