@@ -38,9 +38,9 @@ using namespace octavo;
 extern "C" {
 
 void octavo_abi(int32_t* out) {
-  const size_t sizes[] = {sizeof(OctavoMatrix),  sizeof(OctavoNorm),     sizeof(OctavoLayer), sizeof(OctavoRope),
-                          sizeof(OctavoModel),   sizeof(OctavoSampling), sizeof(OctavoLogprobs),
-                          sizeof(OctavoChunk),   sizeof(OctavoSample)};
+  const size_t sizes[] = {sizeof(OctavoMatrix), sizeof(OctavoNorm),     sizeof(OctavoExpert),   sizeof(OctavoLayer),
+                          sizeof(OctavoRope),   sizeof(OctavoModel),    sizeof(OctavoAddend),   sizeof(OctavoAdapter),
+                          sizeof(OctavoSampling), sizeof(OctavoLogprobs), sizeof(OctavoChunk),  sizeof(OctavoSample)};
   *out++ = OCTAVO_ABI;
   for (size_t size : sizes) *out++ = static_cast<int32_t>(size);
 }
@@ -65,21 +65,23 @@ void octavo_memory(const OctavoRunner* r, int64_t* kv_bytes, int64_t* activation
   size_t kv = 0, activations = r->x.bytes() + r->y.bytes() + r->qkv.bytes() + r->attended.bytes() +
                                r->hidden.bytes() + r->angles.bytes() + r->logits.bytes() +
                                r->target_logits.bytes() + r->partial_out.bytes() + r->partial_state.bytes() +
-                               r->input.bytes();
+                               r->input.bytes() + r->y_ffn.bytes() + r->router_logits.bytes() +
+                               r->expert_out.bytes() + r->expert_input.bytes() + r->lowered.bytes() + r->up.bytes();
   for (const LayerState& layer : r->layers) kv += layer.kv.bytes();
   for (const Scratch& s : r->scratch)
     activations += s.x.bytes() + s.row.bytes() + s.queries.bytes() + s.angles.bytes() + s.scores.bytes() +
                    s.block_out.bytes() + s.out.bytes() + s.block_state.bytes() + s.state.bytes() + s.first.bytes() +
-                   s.values.bytes() + s.input.bytes();
+                   s.values.bytes() + s.input.bytes() + s.expert_input.bytes() + s.mixed.bytes() + s.lowered.bytes();
   *kv_bytes = static_cast<int64_t>(kv);
   *activation_bytes = static_cast<int64_t>(activations);
 }
 
 int32_t octavo_open_slot(OctavoRunner* runner, int32_t slot, const OctavoSampling* sampling, const int32_t* token_ids,
-                         int32_t tokens, int32_t prompt_tokens) {
+                         int32_t tokens, int32_t prompt_tokens, const OctavoAdapter* adapter) {
   return guarded([&] {
-    start_slot(runner->slots[static_cast<size_t>(slot)], *sampling, runner->model.vocab_size, token_ids, tokens,
-               prompt_tokens);
+    Slot& opened = runner->slots[static_cast<size_t>(slot)];
+    start_slot(opened, *sampling, runner->model.vocab_size, token_ids, tokens, prompt_tokens);
+    opened.adapter = adapter;
   });
 }
 
@@ -129,8 +131,7 @@ int32_t octavo_test_sample(int32_t isa, const OctavoSampling* sampling, const fl
     Slot slot;
     SamplingScratch scratch;
     start_slot(slot, *sampling, vocab, token_ids, tokens, prompt_tokens);
-    sample->token_id = sample_token(k, slot, logits, vocab, sample->mask, scratch);
-    if (sample->token_id >= 0) token_logprob(k, logits, vocab, sample->token_id, 0, sample->logprobs, scratch);
+    sample_slot(k, slot, logits, vocab, *sample, scratch);
   });
 }
 

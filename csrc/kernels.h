@@ -1,5 +1,5 @@
 // What a step is made of: plain structs that describe weights and activations, and the table of kernels that each
-// ISA fills in. The step (step.cpp) is written against this table and never knows which ISA runs.
+// ISA fills in. A pass (step/) is written against this table and never knows which ISA runs.
 // Shape letters: T rows of activations (tokens), N output rows, K input columns, D head dim.
 //
 // Exactness: the arithmetic of one output value depends on its own row of activations and its own weights alone,
@@ -99,6 +99,9 @@ struct Kernels {
   void (*gated)(const Matrix& gate, const Matrix& up, const Activations& x, int first_block, int last_block,
                 int activation, float* y, int64_t y_stride);
   void (*activate)(float* x, int n, int activation);
+  // y = activation(y) * up: what `gated` does to a row, where something joins gate and up before
+  void (*gate)(float* y, const float* up, int n, int activation);
+  float (*dot)(const float* a, const float* b, int n);
   // pairs (i, i + half) of a head by the angles whose cosines and sines are given
   void (*rotate)(float* head, const float* cosines, const float* sines, int half);
   // one token's key and value of one head into slot `slot` of its page

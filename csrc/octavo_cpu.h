@@ -3,7 +3,7 @@
 // The caller checks every size and range (octavo/runners/cpu) and keeps all memory it passes in alive until
 // octavo_close; weights are read in place and never written. One thread calls at a time. Functions that can fail
 // return a negative OctavoStatus. Shape letters: H query heads, KH kv heads, D head dim, N output rows,
-// K input columns, V vocabulary.
+// K input columns, R rank, V vocabulary.
 #pragma once
 #include <stdint.h>
 
@@ -17,7 +17,7 @@ extern "C" {
 #define OCTAVO_API __attribute__((visibility("default")))
 #endif
 
-#define OCTAVO_ABI 1
+#define OCTAVO_ABI 3
 #define OCTAVO_PAGE_TOKENS 32
 
 enum OctavoStatus { OCTAVO_OK = 0, OCTAVO_OUT_OF_MEMORY = -1 };
@@ -56,9 +56,15 @@ typedef struct OctavoNorm {
   float eps;
 } OctavoNorm;
 
+typedef struct OctavoExpert {
+  OctavoMatrix gate, up, down;
+} OctavoExpert;
+
 typedef struct OctavoLayer {
   OctavoNorm pre_mixer, post_mixer, pre_ffn, post_ffn, q_norm, k_norm;
   OctavoMatrix q, k, v, o, gate, up, down;  // gate: absent where the MLP is not gated
+  OctavoMatrix router;          // absent where the MLP is dense; else gate, up and down are, and there are
+  const OctavoExpert* experts;  // [expert_count], all of one shape
   float residual_multiplier;
   float score_scale;
   float score_softcap;  // 0: none
@@ -70,6 +76,10 @@ typedef struct OctavoLayer {
   int32_t qk_norm_full;
   int32_t activation;
   int32_t kv_group;
+  int32_t parallel;  // attention and MLP side by side; a pre_ffn that is absent is then pre_mixer
+  int32_t expert_count;
+  int32_t experts_per_token;
+  int32_t normalized;  // the weights of a token's experts are divided by their sum
 } OctavoLayer;
 
 typedef struct OctavoRope {
@@ -99,6 +109,32 @@ typedef struct OctavoModel {
   int32_t threads;
 } OctavoModel;
 
+// Linears of a layer, in the order of an adapter's addends.
+enum OctavoLinear {
+  OCTAVO_Q = 0,
+  OCTAVO_K = 1,
+  OCTAVO_V = 2,
+  OCTAVO_O = 3,
+  OCTAVO_GATE = 4,
+  OCTAVO_UP = 5,
+  OCTAVO_DOWN = 6,
+  OCTAVO_LINEARS = 7
+};
+
+// y += (x a^T) b
+typedef struct OctavoAddend {
+  const float* a;  // [R, K]
+  const float* b;  // [R, N]
+  int32_t rank;    // 0: none
+  int32_t columns;
+  int32_t rows;
+} OctavoAddend;
+
+typedef struct OctavoAdapter {
+  const OctavoAddend* addends;  // [layers * OCTAVO_LINEARS + 1]: of each layer's linears, then of the head
+  int32_t rank;                 // the largest
+} OctavoAdapter;
+
 typedef struct OctavoSampling {
   float temperature, top_p, min_p;
   float repetition_penalty, presence_penalty, frequency_penalty;
@@ -126,19 +162,25 @@ typedef struct OctavoChunk {
   int32_t slot;
   int32_t start;
   int32_t tokens;
-  int32_t sample;
+  int32_t sample;  // keep the logits of the last drafts + 1 rows
+  int32_t drafts;
 } OctavoChunk;
 
+// Samples the rows a chunk kept, one after the other, until a token is not the draft it was guessed to be.
 typedef struct OctavoSample {
-  const uint32_t* mask;  // [ceil(V / 32)] or null
-  OctavoLogprobs logprobs;  // one row
+  const uint32_t* mask;  // [ceil(V / 32)] or null; goes with no drafts, as `logits` does
+  const float* logits;   // [V] to sample from instead of the model's, or null; logprobs stay the model's
+  const int32_t* draft_ids;  // [drafts]
+  int32_t* token_ids;        // [drafts + 1], out; -1: the logits are not finite
+  OctavoLogprobs logprobs;   // drafts + 1 rows
   int32_t slot;
-  int32_t token_id;  // out; -1: the logits are not finite
+  int32_t drafts;
+  int32_t tokens;  // out: how many there are
 } OctavoSample;
 
 typedef struct OctavoRunner OctavoRunner;
 
-// ABI version, then the size in bytes of each struct above in order: [10]
+// ABI version, then the size in bytes of each struct above in order: [13]
 OCTAVO_API void octavo_abi(int32_t* out);
 OCTAVO_API int32_t octavo_isa_supported(int32_t isa);
 OCTAVO_API int32_t octavo_isa_lanes(int32_t isa);
@@ -149,11 +191,13 @@ OCTAVO_API void octavo_close(OctavoRunner* runner);
 // kv, activations: bytes allocated
 OCTAVO_API void octavo_memory(const OctavoRunner* runner, int64_t* kv_bytes, int64_t* activation_bytes);
 
+// `adapter` stays alive until the slot is closed; null: none.
 OCTAVO_API int32_t octavo_open_slot(OctavoRunner* runner, int32_t slot, const OctavoSampling* sampling,
-                                    const int32_t* token_ids, int32_t tokens, int32_t prompt_tokens);
+                                    const int32_t* token_ids, int32_t tokens, int32_t prompt_tokens,
+                                    const OctavoAdapter* adapter);
 OCTAVO_API void octavo_close_slot(OctavoRunner* runner, int32_t slot);
 OCTAVO_API int32_t octavo_forward(OctavoRunner* runner, const OctavoChunk* chunks, int32_t count);
-// The logits that the last octavo_forward kept for a slot, fp32 [V].
+// The logits of the first row that the last octavo_forward kept for a slot, fp32 [V].
 OCTAVO_API const float* octavo_logits(const OctavoRunner* runner, int32_t slot);
 OCTAVO_API int32_t octavo_sample(OctavoRunner* runner, OctavoSample* samples, int32_t count);
 

@@ -20,16 +20,19 @@ void EncodedRows::reset(int rows, int columns, EncodingSet encodings) {
   if (encodings & kPlain) plain_.reset(static_cast<size_t>(rows) * static_cast<size_t>(columns));
 }
 
-Activations EncodedRows::view(int rows, int columns, EncodingSet encodings) {
+Activations EncodedRows::view(int rows, int columns, EncodingSet encodings, int first_row) {
   Activations a;
   a.rows = rows;
   a.columns = columns;
-  for (int e = 0; e < kEncodings; e++)
-    if (encodings >> e & 1)
-      a.fixed[e] = {.block = kEncodingBlocks[e], .padded_columns = round_up(columns, kEncodingBlocks[e]),
-                    .values = fixed_[e].values.data(), .scales = fixed_[e].scales.data(),
-                    .negated_sums = fixed_[e].negated_sums.data(), .totals = fixed_[e].totals.data()};
-  if (encodings & kPlain) a.plain = plain_.data();
+  for (int e = 0; e < kEncodings; e++) {
+    if (!(encodings >> e & 1)) continue;
+    const int padded = round_up(columns, kEncodingBlocks[e]);
+    const int64_t values = int64_t{first_row} * padded, blocks = values / kEncodingBlocks[e];
+    a.fixed[e] = {.block = kEncodingBlocks[e], .padded_columns = padded, .values = fixed_[e].values.data() + values,
+                  .scales = fixed_[e].scales.data() + blocks,
+                  .negated_sums = fixed_[e].negated_sums.data() + blocks, .totals = fixed_[e].totals.data() + blocks};
+  }
+  if (encodings & kPlain) a.plain = plain_.data() + int64_t{first_row} * columns;
   return a;
 }
 
@@ -52,18 +55,31 @@ void open_runner(OctavoRunner& r, const OctavoModel& model) {
     r.pairs = std::max(r.pairs, rope.pairs);
   }
 
-  r.projected = r.mixed = r.fed = r.max_heads = 0;
-  int widest_head = 0;
-  EncodingSet encodings = r.head_in;
+  r.projected = r.mixed = r.fed = r.max_heads = r.most_experts = 0;
+  int widest_head = 0, widest_expert = 0, most_experts = 0;
+  bool parallel = false;
+  EncodingSet encodings = r.head_in, expert_encodings = 0;
   r.layers.resize(static_cast<size_t>(model.layer_count));
   for (int i = 0; i < model.layer_count; i++) {
     LayerState& layer = r.layers[static_cast<size_t>(i)];
     const OctavoLayer& spec = layer.spec = model.layers[i];
     layer.mixer_in = encodings_of(spec.q) | encodings_of(spec.k) | encodings_of(spec.v);
     layer.mixer_out = encodings_of(spec.o);
-    layer.ffn_in = encodings_of(spec.gate) | encodings_of(spec.up);
+    layer.ffn_in = encodings_of(spec.gate) | encodings_of(spec.up) | encodings_of(spec.router);
     layer.ffn_out = encodings_of(spec.down);
-    encodings |= layer.mixer_in | layer.mixer_out | layer.ffn_in | layer.ffn_out;
+    layer.expert_in = 0;
+    layer.linear = i * OCTAVO_LINEARS;
+    layer.experts.assign(spec.experts, spec.experts + spec.expert_count);
+    for (const OctavoExpert& expert : layer.experts) {
+      layer.expert_in |= encodings_of(expert.gate) | encodings_of(expert.up);
+      layer.ffn_out |= encodings_of(expert.down);
+      widest_expert = std::max(widest_expert, expert.up.rows);
+    }
+    if (spec.expert_count) expert_encodings |= layer.expert_in | layer.ffn_out;
+    r.most_experts = std::max(r.most_experts, spec.experts_per_token);
+    most_experts = std::max(most_experts, spec.expert_count);
+    parallel = parallel || spec.parallel;
+    encodings |= layer.mixer_in | layer.mixer_out | layer.ffn_in | layer.ffn_out | layer.expert_in;
     layer.head_values = int64_t{2} * kPageTokens * spec.head_dim;
     layer.page_values = layer.head_values * spec.kv_heads;
     layer.kv.reset(static_cast<size_t>(model.kv_pages[spec.kv_group] * layer.page_values));
@@ -74,16 +90,24 @@ void open_runner(OctavoRunner& r, const OctavoModel& model) {
     widest_head = std::max(widest_head, spec.head_dim);
   }
   r.query_tile = 48;
-  r.widest = std::max({model.hidden_size, r.projected, r.fed});
+  r.widest = std::max({model.hidden_size, r.projected, r.fed, widest_expert});
 
   const size_t rows = static_cast<size_t>(model.row_capacity), vocab = static_cast<size_t>(model.vocab_size);
   const size_t hidden = static_cast<size_t>(model.hidden_size), widest = static_cast<size_t>(r.widest);
   const size_t angles = r.ropes.size() * 2 * static_cast<size_t>(r.pairs);
+  if (parallel) r.y_ffn.reset(rows * hidden);
+  const size_t entries = rows * static_cast<size_t>(r.most_experts);
+  const int expert_columns = std::max(model.hidden_size, widest_expert);
+  if (entries) {
+    r.router_logits.reset(rows * static_cast<size_t>(most_experts));
+    r.expert_out.reset(entries * hidden);
+    r.expert_input.reset(static_cast<int>(entries), expert_columns, expert_encodings);
+  }
   r.x.reset(rows * hidden);
   r.y.reset(rows * hidden);
   r.qkv.reset(rows * static_cast<size_t>(r.projected));
   r.attended.reset(rows * static_cast<size_t>(r.mixed));
-  r.hidden.reset(rows * static_cast<size_t>(r.fed));
+  r.hidden.reset(std::max(rows * static_cast<size_t>(r.fed), entries * static_cast<size_t>(widest_expert)));
   r.angles.reset(rows * angles);
   r.input.reset(std::max(model.row_capacity, kTargetRows), r.widest, encodings);
   r.logits.reset(static_cast<size_t>(model.max_slots) * vocab);
@@ -103,6 +127,9 @@ void open_runner(OctavoRunner& r, const OctavoModel& model) {
     s.first.reset(2 * tile);
     s.values.reset(widest + 64);
     s.input.reset(1, r.widest, encodings);
+    if (!entries) continue;
+    s.expert_input.reset(r.most_experts, expert_columns, expert_encodings);
+    s.mixed.reset(hidden);
   }
   r.slots.resize(static_cast<size_t>(model.max_slots));
   r.sampling.resize(static_cast<size_t>(model.threads));

@@ -1,4 +1,4 @@
-// The state of a runner: model, KV pages, slots, workspaces. step.cpp runs the model, sampling.cpp the sampling law.
+// The state of a runner: model, KV pages, slots, workspaces. step/ runs the model, sampling.cpp the sampling law.
 #pragma once
 #include <memory>
 #include <unordered_map>
@@ -26,7 +26,7 @@ inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple 
 class EncodedRows {
  public:
   void reset(int rows, int columns, EncodingSet encodings);
-  Activations view(int rows, int columns, EncodingSet encodings);
+  Activations view(int rows, int columns, EncodingSet encodings, int first_row = 0);
   size_t bytes() const;
 
  private:
@@ -42,10 +42,23 @@ class EncodedRows {
 
 struct LayerState {
   OctavoLayer spec;
-  EncodingSet mixer_in, mixer_out, ffn_in, ffn_out;
+  std::vector<OctavoExpert> experts;
+  // What each stage's matrices take; of experts ffn_in is the router's, expert_in their own.
+  EncodingSet mixer_in, mixer_out, ffn_in, ffn_out, expert_in;
+  int linear;  // the first of its addends in an adapter
   Buffer<uint16_t> kv;  // [pages, KH, K [D, 32] then V [32, D]]
   int64_t page_values;
   int64_t head_values;
+};
+
+// Which experts each row goes through. An entry is a row at one of its experts; entries are sorted by expert.
+struct ExpertPlan {
+  std::vector<int32_t> chosen;   // [T, experts a token], the most likely first
+  std::vector<float> weights;    // [T, experts a token]
+  std::vector<int32_t> entries;  // [T, experts a token]
+  std::vector<int32_t> rows;     // [entries]: the row of each
+  std::vector<int32_t> first;    // [experts + 1]: each expert's first entry
+  std::vector<int32_t> used;     // experts that have entries, ascending
 };
 
 // What one thread needs to itself.
@@ -60,6 +73,10 @@ struct Scratch {
   Buffer<int32_t> first;   // [2, tile rows]: the keys each row of a tile sees
   Buffer<int16_t> values;  // a padded row for Kernels::encode
   EncodedRows input;
+  EncodedRows expert_input;  // a single row's entries
+  Buffer<float> mixed;       // [hidden]: a single row's output of its experts
+  Buffer<float> lowered;     // see OctavoRunner::lowered
+  ExpertPlan plan;
 };
 
 struct Slot {
@@ -71,7 +88,8 @@ struct Slot {
   std::unordered_map<int32_t, int32_t> generated;  // times each token was generated
   int32_t last_token = 0;
   int32_t tokens = 0;      // in the sequence, prompt included
-  int32_t logits_row = -1; // of `logits`; -1: none kept
+  const OctavoAdapter* adapter = nullptr;
+  int32_t logits_row = -1; // of `logits`: the first one kept; -1: none
 };
 
 bool has_penalties(const OctavoSampling& sampling);
@@ -89,6 +107,9 @@ struct SamplingScratch {
 // docs/sampling.md: the token for the slot's next position from its logits [V], -1 on a numerical error.
 int32_t sample_token(const Kernels& k, const Slot& slot, const float* logits, int32_t vocab_size,
                      const uint32_t* mask, SamplingScratch& scratch);
+// All that `sample` asks for, from the rows of logits [drafts + 1, V] that its chunk kept; the slot goes on with them.
+void sample_slot(const Kernels& k, Slot& slot, const float* logits, int32_t vocab_size, OctavoSample& sample,
+                 SamplingScratch& scratch);
 // Log-softmax of a row at `token_id`, and the most probable tokens.
 void token_logprob(const Kernels& k, const float* logits, int32_t vocab_size, int32_t token_id, int32_t row,
                    const OctavoLogprobs& out, SamplingScratch& scratch);
@@ -111,11 +132,17 @@ struct OctavoRunner {
   int mixed;      // floats of a row of attention output
   int fed;        // floats of a row inside the MLP
   int max_heads;
+  int most_experts;  // a token goes through
   int pairs;  // most angles of a rope
   int query_tile;  // rows of queries an attention tile takes at most
 
+  octavo::Buffer<float> y_ffn;  // of layers whose attention and MLP stand side by side
+  octavo::Buffer<float> router_logits, expert_out;
+  octavo::EncodedRows expert_input;
+  octavo::Buffer<float> lowered;  // [T, 3, R]: x a^T of the stage's linears, where a row's slot has an adapter
+  octavo::Buffer<float> up;       // gate and up apart, where they have addends
   octavo::Buffer<float> x, y, qkv, attended, hidden, angles, logits, target_logits;
-  octavo::Buffer<float> partial_out, partial_state;  // blocks of single queries: see step.cpp
+  octavo::Buffer<float> partial_out, partial_state;  // blocks of single queries: see step/attention.cpp
   octavo::EncodedRows input;
   std::vector<octavo::Scratch> scratch;
 
@@ -129,6 +156,7 @@ struct OctavoRunner {
 };
 
 namespace octavo {
+inline constexpr int kLowered = 3;      // most linears of one stage that have addends of their own
 inline constexpr int kTargetRows = 16;  // rows of logits at once where every prompt row's are wanted
 void open_runner(OctavoRunner& runner, const OctavoModel& model);
 void forward(OctavoRunner& runner, const OctavoChunk* chunks, int count);

@@ -171,6 +171,22 @@ void token_logprob(const Kernels& k, const float* logits, int32_t vocab_size, in
   }
 }
 
+void sample_slot(const Kernels& k, Slot& slot, const float* logits, int32_t vocab_size, OctavoSample& sample,
+                 SamplingScratch& scratch) {
+  sample.tokens = 0;
+  for (bool expected = true; expected && sample.tokens <= sample.drafts; logits += vocab_size) {
+    const int32_t row = sample.tokens++;
+    int32_t token = sample_token(k, slot, sample.logits ? sample.logits : logits, vocab_size, sample.mask, scratch);
+    int32_t best;  // the model's own row must be finite too
+    if (sample.logits && std::isnan(k.argmax(logits, vocab_size, &best))) token = -1;
+    sample.token_ids[row] = token;
+    if (token < 0) return;
+    token_logprob(k, logits, vocab_size, token, row, sample.logprobs, scratch);
+    count_token(slot, token);
+    expected = row < sample.drafts && token == sample.draft_ids[row];
+  }
+}
+
 void sample(OctavoRunner& r, OctavoSample* samples, int count) {
   struct Job {
     OctavoRunner& r;
@@ -184,11 +200,7 @@ void sample(OctavoRunner& r, OctavoSample* samples, int count) {
     for (int i = thread; i < job.count; i += job.threads) {
       OctavoSample& sample = job.samples[i];
       Slot& slot = job.r.slots[static_cast<size_t>(sample.slot)];
-      const float* logits = job.r.logits.data() + int64_t{slot.logits_row} * vocab;
-      sample.token_id = sample_token(*job.r.k, slot, logits, vocab, sample.mask, scratch);
-      if (sample.token_id < 0) continue;
-      token_logprob(*job.r.k, logits, vocab, sample.token_id, 0, sample.logprobs, scratch);
-      count_token(slot, sample.token_id);
+      sample_slot(*job.r.k, slot, job.r.logits.data() + int64_t{slot.logits_row} * vocab, vocab, sample, scratch);
     }
   };
   r.pool->run(job.threads, work, &job);

@@ -17,7 +17,7 @@ from octavo.engine.sampling import TokenCounts, keep, sample_token, scale, shape
 from octavo.errors import NumericalError
 from octavo.runners.cpu import library
 from octavo.runners.cpu.library import ISA_NAMES, IsaName
-from octavo.runners.cpu.runner import _sampling_struct, _WantedLogprobs
+from octavo.runners.cpu.sampling import WantedTokens, sampling_struct
 from octavo.types import Sampling, TokenLogprob
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "engine" / "golden_sampling.json").read_text())
@@ -32,16 +32,14 @@ def native_sample(
     generated: list[int],
     mask: np.ndarray | None = None,
     top: int | None = None,
+    replaced: np.ndarray | None = None,
 ) -> tuple[int, TokenLogprob | None]:
-    struct, kept = _sampling_struct(sampling, len(logits))
+    struct, kept = sampling_struct(sampling, len(logits))
     row = np.ascontiguousarray(logits, np.float32)
     ids = np.array([*prompt, *generated], np.int32)
     sample = library.SampleStruct()
-    if mask is not None:
-        sample.mask = mask.ctypes.data
-    wanted = None if top is None else _WantedLogprobs(1, top)
-    if wanted is not None:
-        sample.logprobs = wanted.struct
+    wanted = WantedTokens(0, len(row), mask=mask, top_logprobs=top, logits=replaced)
+    wanted.fill(sample)
     status = library.native().octavo_test_sample(
         ISA_NAMES.index(isa),
         ctypes.byref(struct),
@@ -54,8 +52,8 @@ def native_sample(
     )
     assert status == 0
     del kept
-    token = int(sample.token_id)
-    return token, None if wanted is None or token < 0 else wanted.read(0, token)
+    (sampled,) = wanted.read(sample)
+    return sampled.token_id, sampled.logprob
 
 
 def golden_row(name: str) -> np.ndarray:
@@ -154,3 +152,20 @@ def test_rows_that_are_not_finite(isa: IsaName) -> None:
     one_left = np.full(50, -np.inf, np.float32)
     one_left[49] = -3
     assert native_sample(isa, one_left, Sampling(), [], [])[0] == 49
+
+
+def test_replaced_logits(isa: IsaName) -> None:
+    """The token is the replacement's, its logprobs are the model's; either must be finite."""
+    source = np.random.default_rng(3)
+    row, other = source.normal(0, 3, (2, 301)).astype(np.float32)
+    sampling = Sampling(seed=11)
+    token, logprob = native_sample(isa, row, sampling, [1, 2], [3], top=4, replaced=other)
+    assert token == native_sample(isa, other, sampling, [1, 2], [3])[0]
+    assert token != native_sample(isa, row, sampling, [1, 2], [3])[0]
+    assert logprob is not None
+    want = token_logprob(row, token, 4)
+    assert logprob.logprob == pytest.approx(want.logprob, abs=1e-4)
+    assert [i for i, _ in logprob.top] == [i for i, _ in want.top]
+    broken = np.full_like(row, np.nan)
+    assert native_sample(isa, row, sampling, [], [], replaced=broken)[0] == -1
+    assert native_sample(isa, broken, sampling, [], [], replaced=other)[0] == -1

@@ -36,8 +36,19 @@ _AFFINE_CODECS = {
     (4, "f16", True): Codec.U4_F16_MIN,
     (4, "f32", True): Codec.U4_F32_MIN,
 }
-_LAYER_MATRIX = re.compile(r"(layers\.\d+)\.(mixer|ffn)\.(q|k|v|o|gate|up|down)\.weight")
-_TOGETHER = {"q": "qkv", "k": "qkv", "v": "qkv", "o": "o", "gate": "gate_up", "up": "gate_up", "down": "down"}
+_LAYER_MATRIX = re.compile(
+    r"(layers\.\d+)\.(?:mixer|ffn(\.experts\.\d+)?)\.(q|k|v|o|gate|up|down|router)\.weight"
+)
+_TOGETHER = {
+    "q": "qkv",
+    "k": "qkv",
+    "v": "qkv",
+    "o": "o",
+    "gate": "gate_up",
+    "up": "gate_up",
+    "down": "down",
+    "router": "router",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +132,14 @@ class CpuLayout:
 
 
 def bundle_name(parameter: Parameter) -> str:
-    """`embedding`, `head`, `layers.{i}.qkv|o|gate_up|down`, or `vectors`."""
+    """`embedding`, `head`, `layers.{i}.qkv|o|gate_up|down|router`, `layers.{i}.experts.{e}.gate_up|down`, or
+    `vectors`."""
     if parameter.role == "vector":
         return VECTORS
     layer = _LAYER_MATRIX.fullmatch(parameter.name)
     if layer is None:
         return parameter.name.removesuffix(".weight")
-    return f"{layer[1]}.{_TOGETHER[layer[3]]}"
+    return f"{layer[1]}{layer[2] or ''}.{_TOGETHER[layer[3]]}"
 
 
 def part_name(parameter: Parameter) -> str:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from octavo.runners.cpu.build import LIBRARY
 
-ABI = 1
+ABI = 3
 IsaName = Literal["portable", "avx2", "avx512"]
 ISA_NAMES: tuple[IsaName, ...] = get_args(IsaName)
 """Slowest first; the index is the library's number."""
@@ -63,10 +63,15 @@ class Norm(Structure):
     _fields_ = (("gain", c_void_p), ("bias", c_void_p), ("kind", c_int32), ("eps", c_float))
 
 
+class Expert(Structure):
+    _fields_ = tuple((name, Matrix) for name in ("gate", "up", "down"))
+
+
 class Layer(Structure):
     _fields_ = (
         *((name, Norm) for name in ("pre_mixer", "post_mixer", "pre_ffn", "post_ffn", "q_norm", "k_norm")),
-        *((name, Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down", "router")),
+        ("experts", POINTER(Expert)),
         ("residual_multiplier", c_float),
         ("score_scale", c_float),
         ("score_softcap", c_float),
@@ -78,6 +83,10 @@ class Layer(Structure):
         ("qk_norm_full", c_int32),
         ("activation", c_int32),
         ("kv_group", c_int32),
+        ("parallel", c_int32),
+        ("expert_count", c_int32),
+        ("experts_per_token", c_int32),
+        ("normalized", c_int32),
     )
 
 
@@ -106,6 +115,14 @@ class Model(Structure):
         ("isa", c_int32),
         ("threads", c_int32),
     )
+
+
+class Addend(Structure):
+    _fields_ = (("a", c_void_p), ("b", c_void_p), ("rank", c_int32), ("columns", c_int32), ("rows", c_int32))
+
+
+class AdapterStruct(Structure):
+    _fields_ = (("addends", POINTER(Addend)), ("rank", c_int32))
 
 
 class SamplingStruct(Structure):
@@ -139,14 +156,27 @@ class ChunkStruct(Structure):
         ("start", c_int32),
         ("tokens", c_int32),
         ("sample", c_int32),
+        ("drafts", c_int32),
     )
 
 
 class SampleStruct(Structure):
-    _fields_ = (("mask", c_void_p), ("logprobs", Logprobs), ("slot", c_int32), ("token_id", c_int32))
+    _fields_ = (
+        ("mask", c_void_p),
+        ("logits", c_void_p),
+        ("draft_ids", c_void_p),
+        ("token_ids", c_void_p),
+        ("logprobs", Logprobs),
+        ("slot", c_int32),
+        ("drafts", c_int32),
+        ("tokens", c_int32),
+    )
 
 
-_STRUCTS = (Matrix, Norm, Layer, Rope, Model, SamplingStruct, Logprobs, ChunkStruct, SampleStruct)
+_STRUCTS = (
+    *(Matrix, Norm, Expert, Layer, Rope, Model),
+    *(Addend, AdapterStruct, SamplingStruct, Logprobs, ChunkStruct, SampleStruct),
+)
 
 
 def load(path: Path) -> ctypes.CDLL:
@@ -200,7 +230,10 @@ def _declare(library: ctypes.CDLL) -> None:
         "octavo_open": (pointer, [POINTER(Model)]),
         "octavo_close": (None, [pointer]),
         "octavo_memory": (None, [pointer, POINTER(c_int64), POINTER(c_int64)]),
-        "octavo_open_slot": (integer, [pointer, integer, POINTER(SamplingStruct), pointer, integer, integer]),
+        "octavo_open_slot": (
+            integer,
+            [pointer, integer, POINTER(SamplingStruct), pointer, integer, integer, POINTER(AdapterStruct)],
+        ),
         "octavo_close_slot": (None, [pointer, integer]),
         "octavo_forward": (integer, [pointer, POINTER(ChunkStruct), integer]),
         "octavo_logits": (POINTER(c_float), [pointer, integer]),

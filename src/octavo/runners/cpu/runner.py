@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from octavo.errors import ClosedError, IncompatibleModelError, NotEnoughMemoryError
+from octavo.errors import ClosedError, NotEnoughMemoryError
 from octavo.models.spec import KV_PAGE_TOKENS, ModelSpec
+from octavo.runners.adapters import check_adapter
 from octavo.runners.base import (
     Adapter,
     Batch,
@@ -24,16 +25,18 @@ from octavo.runners.base import (
     ForwardResult,
     RunnerConfig,
     RunnerInfo,
-    Sampled,
     SampleResult,
     SlotState,
 )
 from octavo.runners.cpu import library
+from octavo.runners.cpu.adapter import NativeAdapter, linears_of
+from octavo.runners.cpu.kernel_names import kernel_names
 from octavo.runners.cpu.library import ISA_NAMES, IsaName
 from octavo.runners.cpu.limits import activation_bytes, kv_bytes
 from octavo.runners.cpu.model import NativeModel, build_model
+from octavo.runners.cpu.sampling import WantedLogprobs, WantedTokens, sampling_struct
 from octavo.runners.freed_memory import return_freed_memory
-from octavo.types import Sampling, TokenLogprob
+from octavo.types import TokenLogprob
 
 if TYPE_CHECKING:
     from octavo.weights import WeightStore
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class _Slot:
     logprobs: int | None
+    adapter: NativeAdapter | None
+    """Kept alive: the library reads it in place."""
     table_sources: list[tuple[int, ...]]
     """The page tables `tables` was made from: a table that is the same object needs no new array."""
     tables: list[np.ndarray]
@@ -62,6 +67,9 @@ class CpuRunner:
         self._model: NativeModel | None = build_model(
             spec, weights, config, isa=number, lanes=self._lanes, threads=threads
         )
+        self._kernels = kernel_names(weights, isa)
+        self._linears = linears_of(weights)
+        self._adapters: dict[str, NativeAdapter] = {}
         self._slots: dict[int, _Slot] = {}
         self._steps = 0
         self._handle: int | None = self._library.octavo_open(ctypes.byref(self._model.struct))
@@ -79,7 +87,7 @@ class CpuRunner:
             kv_dtype="float16",
             max_slots=self._config.max_slots,
             kv_pages=self._config.kv_pages,
-            kernels={},
+            kernels=self._kernels,
             batch_invariant=True,
             chunk_invariant=True,
         )
@@ -87,9 +95,9 @@ class CpuRunner:
     def open_slot(self, slot: int, state: SlotState) -> None:
         assert 0 <= slot < self._config.max_slots, f"slot {slot} is out of range"
         assert slot not in self._slots, f"slot {slot} is taken"
-        assert state.adapter is None, "adapters are not supported"
+        adapter = None if state.adapter is None else self._adapters[state.adapter]
         ids = self._ids(state.token_ids)
-        sampling, kept = _sampling_struct(state.sampling, self._spec.vocab_size)
+        sampling, kept = sampling_struct(state.sampling, self._spec.vocab_size)
         self._check(
             self._library.octavo_open_slot(
                 self._open_handle(),
@@ -98,12 +106,13 @@ class CpuRunner:
                 ids.ctypes.data,
                 len(ids),
                 state.prompt_tokens,
+                None if adapter is None else ctypes.byref(adapter.struct),
             )
         )
         del kept  # the library has copied it
         groups = len(self._config.kv_pages)
         empty = np.zeros(0, np.int32)
-        self._slots[slot] = _Slot(state.sampling.logprobs, [()] * groups, [empty] * groups)
+        self._slots[slot] = _Slot(state.sampling.logprobs, adapter, [()] * groups, [empty] * groups)
 
     def close_slot(self, slot: int) -> None:
         del self._slots[slot]
@@ -124,38 +133,23 @@ class CpuRunner:
         masks: Mapping[int, np.ndarray] | None = None,
         logits: Mapping[int, np.ndarray] | None = None,
     ) -> Done[SampleResult]:
-        assert not logits, "replaced logits are not supported"
-        slots = [chunk.slot for chunk in batch.chunks if chunk.sample]
-        structs = (library.SampleStruct * len(slots))()
-        kept = []
-        for struct, slot in zip(structs, slots, strict=True):
-            struct.slot = slot
-            mask = None if masks is None else masks.get(slot)
-            if mask is not None:
-                mask = np.ascontiguousarray(mask, np.uint32)
-                assert mask.shape == (-(-self._spec.vocab_size // 32),)
-                struct.mask = mask.ctypes.data
-            logprobs = self._slots[slot].logprobs
-            wanted = None if logprobs is None else _WantedLogprobs(1, min(logprobs, self._spec.vocab_size))
-            if wanted is not None:
-                struct.logprobs = wanted.struct
-            kept.append((mask, wanted))
-        self._check(self._library.octavo_sample(self._open_handle(), structs, len(structs)))
-        return Done(
-            SampleResult(
-                tuple(
-                    (
-                        Sampled(
-                            struct.token_id,
-                            None
-                            if wanted is None or struct.token_id < 0
-                            else wanted.read(0, struct.token_id),
-                        ),
-                    )
-                    for struct, (_, wanted) in zip(structs, kept, strict=True)
-                )
+        chunks = [chunk for chunk in batch.chunks if chunk.sample]
+        structs = (library.SampleStruct * len(chunks))()
+        wanted = [
+            WantedTokens(
+                chunk.slot,
+                self._spec.vocab_size,
+                draft_ids=_draft_ids(chunk),
+                top_logprobs=self._slots[chunk.slot].logprobs,
+                mask=(masks or {}).get(chunk.slot),
+                logits=(logits or {}).get(chunk.slot),
             )
-        )
+            for chunk in chunks
+        ]
+        for struct, tokens in zip(structs, wanted, strict=True):
+            tokens.fill(struct)
+        self._check(self._library.octavo_sample(self._open_handle(), structs, len(structs)))
+        return Done(SampleResult(tuple(w.read(struct) for struct, w in zip(structs, wanted, strict=True))))
 
     def logits(self, slot: int) -> np.ndarray:
         """The fp32 logits [V] the last `forward` kept for a slot, in an array of their own."""
@@ -163,19 +157,24 @@ class CpuRunner:
         return np.ctypeslib.as_array(pointer, (self._spec.vocab_size,)).copy()
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
-        raise IncompatibleModelError(
-            "the CPU runner takes no adapters yet", remedy="Choose --runner reference."
-        )
+        check_adapter(name, adapter, self._linears)
+        self._adapters[name] = NativeAdapter(adapter, len(self._spec.layers))
 
     def drop_adapter(self, name: str) -> None:
-        raise AssertionError(f"there is no adapter {name!r}")
+        dropped = self._adapters.pop(name)
+        assert all(slot.adapter is not dropped for slot in self._slots.values()), f"{name} is in use"
 
     def memory(self) -> Mapping[str, int]:
         if self._handle is None or self._model is None:
-            return {"weights": 0, "kv": 0, "activations": 0}
+            return {"weights": 0, "adapters": 0, "kv": 0, "activations": 0}
         kv, activations = ctypes.c_int64(), ctypes.c_int64()
         self._library.octavo_memory(self._handle, ctypes.byref(kv), ctypes.byref(activations))
-        return {"weights": self._model.weight_bytes, "kv": kv.value, "activations": activations.value}
+        return {
+            "weights": self._model.weight_bytes,
+            "adapters": sum(adapter.nbytes for adapter in self._adapters.values()),
+            "kv": kv.value,
+            "activations": activations.value,
+        }
 
     def counters(self) -> Counters:
         return Counters()
@@ -183,6 +182,7 @@ class CpuRunner:
     def close(self) -> None:
         handle, self._handle = self._handle, None
         self._slots.clear()
+        self._adapters.clear()
         if handle is not None:
             self._library.octavo_close(handle)
             return_freed_memory()
@@ -210,11 +210,11 @@ class CpuRunner:
             kept.targets = np.array(chunk.targets, np.int32)
             assert kept.targets.shape == (tokens,)
             assert kept.targets.max() < self._spec.vocab_size
-            kept.wanted = _WantedLogprobs(tokens, min(chunk.top_logprobs, self._spec.vocab_size))
+            kept.wanted = WantedLogprobs(tokens, min(chunk.top_logprobs, self._spec.vocab_size))
             struct.targets = kept.targets.ctypes.data
             struct.prompt = kept.wanted.struct
         struct.slot, struct.start, struct.tokens = chunk.slot, chunk.start, tokens
-        struct.sample = chunk.sample
+        struct.sample, struct.drafts = chunk.sample, len(_draft_ids(chunk))
         return kept
 
     def _update_tables(self, slot: _Slot, chunk: Chunk) -> None:
@@ -255,33 +255,22 @@ class CpuRunner:
         )
 
 
-class _WantedLogprobs:
-    """Arrays the library writes logprobs to: one a row, and the `top` best of each row."""
-
-    def __init__(self, rows: int, top: int) -> None:
-        self._logprobs = np.empty(rows, np.float32)
-        self._top_ids = np.empty((rows, top), np.int32)
-        self._top_logprobs = np.empty((rows, top), np.float32)
-        self.struct = library.Logprobs(
-            logprobs=self._logprobs.ctypes.data,
-            top_ids=self._top_ids.ctypes.data,
-            top_logprobs=self._top_logprobs.ctypes.data,
-            top=top,
-        )
-
-    def read(self, row: int, token_id: int) -> TokenLogprob:
-        top = zip(self._top_ids[row].tolist(), self._top_logprobs[row].tolist(), strict=True)
-        # An id of -1: fewer tokens than asked for have a probability.
-        return TokenLogprob(token_id, float(self._logprobs[row]), tuple(pair for pair in top if pair[0] >= 0))
-
-
 class _Kept:
     """What a chunk's struct points to, until the call returns."""
 
     ids: np.ndarray | None = None
     tables: ctypes.Array[ctypes.c_void_p] | None = None
     targets: np.ndarray | None = None
-    wanted: _WantedLogprobs | None = None
+    wanted: WantedLogprobs | None = None
+
+
+def _draft_ids(chunk: Chunk) -> tuple[int, ...]:
+    if chunk.drafts == 0:
+        return ()
+    # The token before a draft is known: only what comes after it is a guess.
+    assert chunk.token_ids is not None
+    assert 0 < chunk.drafts < len(chunk.token_ids)
+    return chunk.token_ids[-chunk.drafts :]
 
 
 def _prompt_logprobs(chunk: Chunk, kept: _Kept) -> tuple[TokenLogprob, ...] | None:
@@ -289,27 +278,3 @@ def _prompt_logprobs(chunk: Chunk, kept: _Kept) -> tuple[TokenLogprob, ...] | No
         return None
     wanted = kept.wanted
     return tuple(wanted.read(row, target) for row, target in enumerate(chunk.targets) if target >= 0)
-
-
-def _sampling_struct(
-    sampling: Sampling, vocab_size: int
-) -> tuple[library.SamplingStruct, tuple[np.ndarray, ...]]:
-    """The struct, and the arrays it points to."""
-    ids = np.array([i for i, _ in sampling.logit_bias], np.int32)
-    values = np.array([value for _, value in sampling.logit_bias], np.float32)
-    assert ids.size == 0 or (ids.min() >= 0 and ids.max() < vocab_size)
-    struct = library.SamplingStruct(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        seed=sampling.seed,
-        choice=sampling.choice,
-        top_k=min(sampling.top_k, vocab_size),
-        bias_ids=ids.ctypes.data,
-        bias_values=values.ctypes.data,
-        bias_count=len(ids),
-    )
-    return struct, (ids, values)
