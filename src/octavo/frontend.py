@@ -13,7 +13,7 @@ from octavo.errors import ChatTemplateError, IncompatibleModelError
 from octavo.generation import Generation
 from octavo.settings import SamplingParams
 from octavo.text.chat import ChatTemplate, RenderedPrompt
-from octavo.text.grammar import GrammarCompiler
+from octavo.text.grammar import Grammars
 from octavo.text.stop_tokens import stop_token_ids
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo.types import Grammar, Message, ModelSource, Request, Sampling
@@ -52,9 +52,9 @@ class Frontend:
         self._stop_token_ids = stop_token_ids(
             source.config, source.generation_config, self.tokenizer, self.template
         )
-        self.grammars: GrammarCompiler | None = None
+        self.grammars: Grammars | None = None
         if self.tokenizer is not None:
-            self.grammars = GrammarCompiler(
+            self.grammars = Grammars(
                 self.tokenizer, vocab_size=vocab_size, end_token_ids=self._stop_token_ids
             )
         self._defaults = read_sampling_defaults(source.generation_config)

@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Any, Self, overload
 
 from octavo.backends.driver import Driver
-from octavo.errors import InvalidInputError
+from octavo.errors import ClosedError, InvalidInputError
+from octavo.explanation import explain
 from octavo.frontend import Frontend
 from octavo.generation import Generation, Inbox, TextStream
 from octavo.loading import PlannedModel, load_backend, plan_model
@@ -29,7 +30,7 @@ from octavo.settings import (
     Settings,
     SpeculationName,
 )
-from octavo.types import Completion, Message, Progress, Request, Sampling, Score, TextEvent
+from octavo.types import Completion, LoadState, Message, Progress, Request, Sampling, Score, TextEvent
 from octavo.validate import split_prompts, validate_text
 
 Prompt = str | Sequence[int]
@@ -66,7 +67,10 @@ class LLM:
         progress: Progress | None = None,
     ) -> None:
         started = time.perf_counter()
-        self._state = "loading"
+        self._state: LoadState = "initializing"
+        self._planned: PlannedModel | None = None
+        self._packed_from_cache: bool | None = None
+        self._load_seconds: float | None = None
         settings = Settings(
             model=None if model is None else str(model),
             revision=revision,
@@ -88,12 +92,19 @@ class LLM:
         self._frontend = Frontend(
             source, vocab_size=planned.spec.vocab_size, context_tokens=planned.plan.context.tokens
         )
-        loaded = load_backend(planned, progress=progress)
-        self.notices = tuple(dict.fromkeys((*source.notices, *self._frontend.notices, *loaded.notices)))
-        """What the user should know of the load: a cache entry made again, the hub not reached."""
-        self._packed_from_cache = loaded.packed_from_cache
-        # Nothing is read any more: without this the checkpoint's files stay mapped as long as the LLM lives.
+        # Nothing is read once it is loaded: with them the checkpoint's files would stay mapped.
         self._planned = dataclasses.replace(planned, source=dataclasses.replace(source, tensors={}))
+        grammars = self._frontend.grammars
+        loaded = load_backend(
+            planned,
+            compile_grammar=None if grammars is None else grammars.constraint,
+            progress=progress,
+            on_state=self._enter,
+        )
+        about = (*source.notices, *planned.plan.warnings, *self._frontend.notices, *loaded.notices)
+        self.notices = tuple(dict.fromkeys(about))
+        """What the user should know of the load: a cache entry made again, memory nearly used up."""
+        self._packed_from_cache = loaded.packed_from_cache
         self._driver = Driver(loaded.backend)
         # Dropped without close: the thread must not keep the memory.
         weakref.finalize(self, self._driver.stop)
@@ -202,8 +213,17 @@ class LLM:
     def has_chat_template(self) -> bool:
         return self._frontend.template is not None
 
+    @property
+    def state(self) -> LoadState:
+        return self._state
+
+    def _enter(self, state: LoadState) -> None:
+        self._state = state
+
     def info(self) -> dict[str, Any]:
-        """The facts of --json: what runs, where and how, compiled counters, memory by part in bytes."""
+        """The facts of --json: what runs, where and how, counters since the start, memory by part in bytes."""
+        if self._planned is None:
+            return {"state": self._state}
         plan, source = self._planned.plan, self._planned.source
         running = self._driver.backend.info() if self._state == "ready" else {}
         return {
@@ -226,10 +246,22 @@ class LLM:
             "engine": dict(running.get("engine", {})),
         }
 
+    def explain(self) -> dict[str, Any]:
+        """What runs where and why, what was considered and declined, and what was counted since the start.
+
+        Raises ClosedError after `close`.
+        """
+        if self._state != "ready":
+            raise ClosedError(f"the model is {self._state}", remedy="Load it again: LLM(...).")
+        assert self._planned is not None
+        return explain(self._planned, self._driver.backend.info())
+
     def close(self) -> None:
         """End what is running with ClosedError and give all memory back. Idempotent."""
-        self._state = "closed"
+        if self._state != "closed":
+            self._state = "draining"
         self._driver.close()
+        self._state = "closed"
 
     def __enter__(self) -> Self:
         return self

@@ -97,6 +97,11 @@ class Progress(Protocol):
         """`stage` is a short verb phrase a person reads: "downloading", "packing int8", "loading"."""
 
 
+LoadState = Literal["initializing", "loading", "warming", "ready", "draining", "closed"]
+"""initializing: finding and planning; loading: weights; warming: building the runner, compiling; draining: closing,
+while requests end."""
+
+
 # --- what goes into the engine ---------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ class Oracle:
 
 
 def prepare(toy, oracle, requests, **kwargs):
-    harness = toy.harness(drafter=oracle, **kwargs)
+    harness = toy.harness(new_drafter=lambda: oracle, **kwargs)
     for request in requests:
         oracle.known.append([*request.prompt_token_ids, *toy.expected(harness, request)])
     return harness
@@ -144,7 +144,7 @@ def test_a_drafter_that_raises_costs_its_guesses_only(toy):
     def drafter(token_ids):
         raise RuntimeError("injected")
 
-    harness = toy.harness(drafter=drafter)
+    harness = toy.harness(new_drafter=lambda: drafter)
     request = toy.request(prompt=20, new=30)
     assert harness.run(request) == [toy.expected(harness, request)]
     assert harness.engine.info()["faults"] == 1

@@ -8,6 +8,7 @@ from typing import Any
 
 from octavo.backends.base import Capabilities
 from octavo.engine.engine import Engine
+from octavo.engine.hooks import CompileGrammar, NewDrafter
 from octavo.models.spec import ModelSpec
 from octavo.runners.base import Runner, RunnerConfig
 from octavo.types import Request, TokenEvent
@@ -19,16 +20,32 @@ MAX_LOGPROBS = 20
 class NativeBackend:
     """Owns `runner`, and closes it. Arguments are those of `octavo.engine.engine.Engine`."""
 
-    def __init__(self, runner: Runner, config: RunnerConfig, spec: ModelSpec, weights_digest: str) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        config: RunnerConfig,
+        spec: ModelSpec,
+        weights_digest: str,
+        *,
+        compile_grammar: CompileGrammar | None = None,
+        new_drafter: NewDrafter | None = None,
+    ) -> None:
         self._runner_info = runner.info
-        self._engine = Engine(runner, config, spec, weights_digest)
+        self._engine = Engine(
+            runner,
+            config,
+            spec,
+            weights_digest,
+            compile_grammar=compile_grammar,
+            new_drafter=new_drafter,
+        )
         self._capabilities = Capabilities(
             vocab_size=spec.vocab_size,
             context_tokens=self._engine.context_tokens,
             prompt_logprobs=True,
             max_logprobs=MAX_LOGPROBS,
             adapters=False,
-            grammars=False,
+            grammars=compile_grammar is not None,
         )
 
     @property
@@ -55,6 +72,7 @@ class NativeBackend:
             "layout": self._runner_info.layout,
             "compute_dtype": self._runner_info.compute_dtype,
             "kv_dtype": self._runner_info.kv_dtype,
+            "kernels": dict(self._runner_info.kernels),
             "batch_invariant": self._runner_info.batch_invariant,
             "chunk_invariant": self._runner_info.chunk_invariant,
             "memory": memory,

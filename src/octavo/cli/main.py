@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 
 from octavo.cli import cache, config, models
 from octavo.cli.chat import chat
+from octavo.cli.explain import explain
 from octavo.cli.generate import generate
 from octavo.cli.options import Invocation
 from octavo.cli.plan import plan
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command()(plan)
+app.command()(explain)
 app.add_typer(models.app, name="models")
 app.add_typer(cache.app, name="cache")
 app.command()(config.config)

@@ -19,9 +19,7 @@ MOST_GUESSES = 16
 class PromptLookup:
     """Called with the prompt and the tokens generated so far, which only grow from one call to the next."""
 
-    def __init__(
-        self, *, longest: int = LONGEST_MATCH_TOKENS, shortest: int = SHORTEST_MATCH_TOKENS
-    ) -> None:
+    def __init__(self, *, longest: int = LONGEST_MATCH_TOKENS, shortest: int = SHORTEST_MATCH_TOKENS) -> None:
         self._lengths = range(longest, shortest - 1, -1)
         self._follows: dict[tuple[int, ...], int] = {}
         """The last tokens of a match -> the position after its latest occurrence."""

@@ -35,5 +35,8 @@ CompileGrammar = Callable[[Grammar], Constraint]
 """Builds a constraint for one sequence; runs on a thread of its own while the sequence waits unadmitted."""
 
 Drafter = Callable[[Sequence[int]], Sequence[int]]
-"""(prompt and generated token ids) -> guesses at the tokens that follow, the next one first; none: no guess.
-Must not keep or change the list it is given."""
+"""(prompt and generated token ids) -> guesses at the tokens that follow, the next one first; none: no guess. One
+for each sequence: between its calls the list only grows. Must not keep or change the list it is given."""
+
+NewDrafter = Callable[[], Drafter]
+"""A drafter for one sequence."""

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from octavo.engine.compiler import GrammarCompiler
-from octavo.engine.hooks import Drafter
 from octavo.engine.scheduler import Entry, Scheduler
 from octavo.engine.sequence import Sequence
 from octavo.engine.step import Results, Step, queue_forward
@@ -40,7 +39,6 @@ class StepLoop:
         scheduler: Scheduler,
         *,
         compiler: GrammarCompiler | None,
-        drafter: Drafter | None,
         clock: Callable[[], float],
     ) -> None:
         self.live: dict[int, Sequence] = {}
@@ -56,7 +54,6 @@ class StepLoop:
         self._runner = runner
         self._scheduler = scheduler
         self._compiler = compiler
-        self._drafter = drafter
         self._clock = clock
         self._in_flight: Step | None = None
         self._events: list[TokenEvent] = []
@@ -117,8 +114,7 @@ class StepLoop:
         scheduler = self._scheduler
         if scheduler.waiting:
             self._admit()
-        guess = None if self._drafter is None else self._guess
-        entries = scheduler.plan(may_preempt=self._in_flight is None, guess=guess)
+        entries = scheduler.plan(may_preempt=self._in_flight is None, guess=self._guess)
         for slot in scheduler.take_preempted_slots():
             if self._close_slot(slot) is not None:
                 self.faults += 1
@@ -178,10 +174,10 @@ class StepLoop:
         return row
 
     def _guess(self, sequence: Sequence, most: int) -> tuple[int, ...]:
-        assert self._drafter is not None
+        assert sequence.drafter is not None
         assert sequence.speculation is not None
         try:
-            return tuple(self._drafter(sequence.token_ids)[:most])
+            return tuple(sequence.drafter(sequence.token_ids)[:most])
         except Exception:
             self.faults += 1  # its guesses are only ever a shortcut: the request goes on without them
             sequence.speculation.stop()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from octavo.engine.hooks import Constraint
+from octavo.engine.hooks import Constraint, Drafter
 from octavo.engine.speculation import Speculation
 from octavo.runners.base import Chunk, SlotState
 from octavo.types import FinishReason, Request, TokenLogprob
@@ -52,6 +52,8 @@ class Sequence:
     finish_reason: FinishReason | None = None
     constraint: Constraint | None = None
     speculation: Speculation | None = None
+    drafter: Drafter | None = None
+    """What guesses its tokens; with `speculation`, which says how many are worth verifying."""
 
     slot: int | None = None
     queued_tokens: int = 0

@@ -30,7 +30,7 @@ _FINISHED = ("NotStopped", "NoExtension", "NoExtensionBias", "EndOfSentence")
 """Reasons of a parser that stopped because the text is complete, or not at all; others are limits it hit."""
 
 
-class GrammarCompiler:
+class Grammars:
     """Compiles grammars for one tokenizer. Thread-safe.
 
     `vocab_size` is V; `end_token_ids` are the model's stop tokens, which end a text that matches.
