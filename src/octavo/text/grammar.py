@@ -121,19 +121,37 @@ class _Words:
         self._tokenizer = tokenizer
         self.eos_token_id = eos_token_id
         nothing = {*tokenizer.reserved_token_ids, tokenizer.unknown_token_id}
-        self.tokens = [
-            b"" if token_id in nothing else tokenizer.token_bytes(token_id, first=False) or b""
-            for token_id in range(vocab_size)
+        known = range(min(vocab_size, tokenizer.vocab_size))
+        spelled = [
+            b"" if token in nothing else tokenizer.token_bytes(token, first=False) or b"" for token in known
         ]
+        self.tokens = [*spelled, *[b""] * (vocab_size - len(spelled))]
+        self._ids = {data: token for token, data in reversed(list(enumerate(spelled))) if data}
+        self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: str) -> list[int]:
+        """Tokens that are exactly these bytes, the model's own cut if it is one of them: a SentencePiece encoder
+        puts a space in front."""
         if not isinstance(text, str):
             raise TypeError("text, not bytes")  # so it learns to ask with text
-        return self._tokenizer.encode_plain(text)
+        ids, data = self._tokenizer.encode_plain(text, at_start=False), text.encode()
+        return ids if b"".join(self.tokens[token] for token in ids) == data else self._greedy(data)
+
+    def _greedy(self, data: bytes) -> list[int]:
+        """The longest token that fits, again and again; nothing where some byte has none."""
+        ids, start = [], 0
+        while start < len(data):
+            ends = range(min(len(data), start + self._longest), start, -1)
+            found = next((self._ids[data[start:end]] for end in ends if data[start:end] in self._ids), None)
+            if found is None:
+                return []
+            ids.append(found)
+            start += len(self.tokens[found])
+        return ids
 
 
 def _compile(tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> llguidance.LLMatcher:
-    from llguidance import LLMatcher, LLParserLimits
+    from llguidance import LLMatcher, LLParserLimits, regex_to_lark
 
     def matcher(text: str) -> llguidance.LLMatcher:
         return LLMatcher(tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
@@ -145,7 +163,8 @@ def _compile(tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> llguidance.
                 raise explain_schema(grammar.text, said, lambda text: _error(matcher(_from_schema(text))))
             return made
         case "regex":
-            made = matcher(LLMatcher.grammar_from_regex(grammar.text))
+            # Classes such as \d are ASCII's: who asks for digits wants 0 to 9.
+            made = matcher(LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(grammar.text, 'dws')}/"))
         case "lark":
             refuse_unkept(grammar.text)
             made = matcher(LLMatcher.grammar_from_lark(grammar.text))
