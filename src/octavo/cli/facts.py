@@ -25,7 +25,8 @@ def model_facts(info: Mapping[str, Any]) -> str:
     weights = info["quant"] if stored in ("", info["quant"]) else f"{info['quant']} from {stored}"
     # What was asked for needs no reason; what auto fell back to does.
     why = "" if info["device_reason"].startswith("as asked") else f"; {info['device_reason']}"
-    memory = f"{' + '.join(info['memory'])} {readable_bytes(sum(info['memory'].values()))}"
+    held = {part: nbytes for part, nbytes in info["memory"].items() if nbytes}
+    memory = f"{' + '.join(held)} {readable_bytes(sum(held.values()))}"
     return (
         f"{info['model']}, {weights} on {info['device']} ({info['runner']} runner{why}), "
         f"load {info['load_seconds']:.2f} s, {memory}"
