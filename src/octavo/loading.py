@@ -13,7 +13,7 @@ from octavo.backends.base import Backend
 from octavo.backends.native import NativeBackend
 from octavo.devices import choose_device, read_machine
 from octavo.engine.drafting import PromptLookup
-from octavo.engine.hooks import CompileGrammar, NewDrafter
+from octavo.engine.hooks import CompileGrammar, MakeDrafter
 from octavo.errors import InvalidParameterError
 from octavo.load_plan import LoadPlan
 from octavo.models import build_model
@@ -127,7 +127,7 @@ def load_backend(
             model.spec,
             weights.digest,
             compile_grammar=compile_grammar,
-            new_drafter=_drafter(model.settings, runner),
+            make_drafter=_drafter(model.settings, runner),
         )
     except BaseException:
         runner.close()
@@ -135,7 +135,7 @@ def load_backend(
     return LoadedBackend(backend, weights.from_cache, weights.notices)
 
 
-def _drafter(settings: Settings, runner: Runner) -> NewDrafter | None:
+def _drafter(settings: Settings, runner: Runner) -> MakeDrafter | None:
     """Guessing is exact where results do not depend on how tokens are cut into chunks, and pays where several
     rows cost little more than one: on the native runners."""
     if settings.speculation == "prompt-lookup" and not runner.info.chunk_invariant:

@@ -29,7 +29,7 @@ class Oracle:
 
 
 def prepare(toy, oracle, requests, **kwargs):
-    harness = toy.harness(new_drafter=lambda: oracle, **kwargs)
+    harness = toy.harness(make_drafter=lambda: oracle, **kwargs)
     for request in requests:
         oracle.known.append([*request.prompt_token_ids, *toy.expected(harness, request)])
     return harness
@@ -144,7 +144,7 @@ def test_a_drafter_that_raises_costs_its_guesses_only(toy):
     def drafter(token_ids):
         raise RuntimeError("injected")
 
-    harness = toy.harness(new_drafter=lambda: drafter)
+    harness = toy.harness(make_drafter=lambda: drafter)
     request = toy.request(prompt=20, new=30)
     assert harness.run(request) == [toy.expected(harness, request)]
     assert harness.engine.info()["faults"] == 1
@@ -165,16 +165,19 @@ def test_guesses_never_cost_anybody_its_pages(toy):
 
 
 def test_how_many_guesses():
-    speculation = Speculation()
-    asked = []
+    speculation = Speculation(lambda token_ids: [1] * 20)
+
+    def asked(tokens, most=20):
+        return len(speculation.guesses([0] * tokens, most))
+
+    found = []
     for accepted in (2, 4, 8, 3, 0, 0, 0):
-        asked.append(speculation.drafts(100))
-        speculation.observe(100, asked[-1], min(accepted, asked[-1]))
-    assert asked == [2, 4, 8, 8, 4, 2, 1]
-    assert [speculation.drafts(n) for n in (101, 131, 132)] == [0, 0, 1]
+        found.append(asked(100))
+        speculation.observe(100, found[-1], min(accepted, found[-1]))
+    assert found == [2, 4, 8, 8, 4, 2, 1]
+    assert [asked(n) for n in (101, 131, 132)] == [0, 0, 1]
     speculation.observe(133, 1, 0)
-    assert [speculation.drafts(n) for n in (196, 197)] == [0, 1], "each rest is twice as long"
+    assert [asked(n) for n in (196, 197)] == [0, 1], "each rest is twice as long"
     speculation.observe(198, 1, 1)
-    assert speculation.drafts(198) == 2
-    speculation.stop()
-    assert speculation.drafts(10**6) == 0
+    assert asked(198) == 2
+    assert [asked(198, most) for most in (1, 0, -1)] == [1, 0, 0]

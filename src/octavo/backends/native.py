@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from octavo.backends.base import Capabilities
-from octavo.engine.engine import Engine
-from octavo.engine.hooks import CompileGrammar, NewDrafter
+from octavo.engine.engine import MIXED_PREFILL_TOKENS, Engine
+from octavo.engine.hooks import CompileGrammar, MakeDrafter
 from octavo.models.spec import ModelSpec
 from octavo.runners.base import Runner, RunnerConfig
 from octavo.types import Request, TokenEvent
@@ -27,8 +27,10 @@ class NativeBackend:
         spec: ModelSpec,
         weights_digest: str,
         *,
+        reuse_prefixes: bool = True,
+        mixed_prefill_tokens: int = MIXED_PREFILL_TOKENS,
         compile_grammar: CompileGrammar | None = None,
-        new_drafter: NewDrafter | None = None,
+        make_drafter: MakeDrafter | None = None,
     ) -> None:
         self._runner_info = runner.info
         self._engine = Engine(
@@ -36,8 +38,10 @@ class NativeBackend:
             config,
             spec,
             weights_digest,
+            reuse_prefixes=reuse_prefixes,
+            mixed_prefill_tokens=mixed_prefill_tokens,
             compile_grammar=compile_grammar,
-            new_drafter=new_drafter,
+            make_drafter=make_drafter,
         )
         self._capabilities = Capabilities(
             vocab_size=spec.vocab_size,

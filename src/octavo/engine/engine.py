@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from octavo.engine.compiler import GrammarCompiler
-from octavo.engine.hooks import CompileGrammar, NewDrafter
+from octavo.engine.hooks import CompileGrammar, MakeDrafter
 from octavo.engine.loop import StepLoop
 from octavo.engine.prefix import extend_keys, root_key
 from octavo.engine.scheduler import Scheduler
@@ -33,9 +33,8 @@ class Engine:
 
     `weights_digest` identifies weights and format (the root of prefix keys). `reuse_prefixes` False: nothing is
     computed from what others left behind. `compile_grammar` None: requests with a grammar are refused.
-    `new_drafter` makes for each sequence what guesses its tokens, which are then verified; it is left out where
-    the runner's results depend on how tokens are cut into chunks, since guesses would change what is generated.
-    `clock` counts seconds.
+    `make_drafter` gives each sequence a drafter, whose guesses are verified; none is made where the runner's
+    results depend on how tokens are cut into chunks, since that would change what is generated. `clock` counts seconds.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Engine:
         reuse_prefixes: bool = True,
         mixed_prefill_tokens: int = MIXED_PREFILL_TOKENS,
         compile_grammar: CompileGrammar | None = None,
-        new_drafter: NewDrafter | None = None,
+        make_drafter: MakeDrafter | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._runner = runner
@@ -77,13 +76,8 @@ class Engine:
         )
         self._context_tokens = self._scheduler.paging.longest_tokens(config.context_tokens)
         self._compiler = None if compile_grammar is None else GrammarCompiler(compile_grammar, self._wake)
-        self._new_drafter = new_drafter if runner.info.chunk_invariant else None
-        self._loop = StepLoop(
-            runner,
-            self._scheduler,
-            compiler=self._compiler,
-            clock=clock,
-        )
+        self._make_drafter = make_drafter if runner.info.chunk_invariant else None
+        self._loop = StepLoop(runner, self._scheduler, compiler=self._compiler, clock=clock)
         self._released = False
 
     @property
@@ -110,9 +104,8 @@ class Engine:
         sequence = Sequence(next(self._ids), request, self._clock(), root)
         if root:  # hashed here, on the caller's thread
             extend_keys(sequence.keys, root, request.prompt_token_ids)
-        if self._new_drafter is not None and request.grammar is None and not request.logits_processors:
-            sequence.speculation = Speculation()
-            sequence.drafter = self._new_drafter()
+        if self._make_drafter is not None and not sequence.lockstep:
+            sequence.speculation = Speculation(self._make_drafter())
         with self._mail:
             if self._closed:
                 raise ClosedError("the engine is closed", remedy="Load the model again.")
@@ -205,7 +198,7 @@ class Engine:
                     "used": list(pool.used),
                     "cached": list(pool.cached),
                 },
-                "speculation": self._new_drafter is not None,
+                "speculation": self._make_drafter is not None,
                 "drafts_proposed": loop.proposed_drafts,
                 "drafts_accepted": loop.accepted_drafts,
                 "memory": {} if self._released else dict(self._runner.memory()),

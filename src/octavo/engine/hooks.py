@@ -35,8 +35,7 @@ CompileGrammar = Callable[[Grammar], Constraint]
 """Builds a constraint for one sequence; runs on a thread of its own while the sequence waits unadmitted."""
 
 Drafter = Callable[[Sequence[int]], Sequence[int]]
-"""(prompt and generated token ids) -> guesses at the tokens that follow, the next one first; none: no guess. One
-for each sequence: between its calls the list only grows. Must not keep or change the list it is given."""
+"""(prompt and generated token ids) -> guesses at the tokens that follow, the next one first; none: no guess.
+Serves one sequence, whose list only grows from one call to the next; must not keep or change it."""
 
-NewDrafter = Callable[[], Drafter]
-"""A drafter for one sequence."""
+MakeDrafter = Callable[[], Drafter]

@@ -174,13 +174,12 @@ class StepLoop:
         return row
 
     def _guess(self, sequence: Sequence, most: int) -> tuple[int, ...]:
-        assert sequence.drafter is not None
         assert sequence.speculation is not None
         try:
-            return tuple(sequence.drafter(sequence.token_ids)[:most])
+            return sequence.speculation.guesses(sequence.token_ids, most)
         except Exception:
-            self.faults += 1  # its guesses are only ever a shortcut: the request goes on without them
-            sequence.speculation.stop()
+            self.faults += 1
+            sequence.speculation = None  # guesses are only ever a shortcut: the request goes on without
             return ()
 
     def _read(self, step: Step) -> None:
@@ -209,30 +208,45 @@ class StepLoop:
                 if not sequence.in_flight:
                     self._give_back(sequence)
                 continue
-            if chunk.drafts:
-                self._apply_drafts(sequence, chunk, found)
-                continue
-            sequence.computed_tokens += chunk.tokens
-            if prompt_logprobs:
-                if any(math.isnan(entry.logprob) for entry in prompt_logprobs):
-                    self.fail_on(_not_finite(sequence, "prompt"), sequence)
-                    continue
-                sequence.prompt_logprobs.extend(prompt_logprobs)
-            if found:
+            if chunk.token_ids is None:
+                sequence.computed_tokens += 1
                 self._emit(sequence, found[0])
-            elif sequence.computed_tokens == sequence.feed_tokens:
-                self.prompt_tokens += sequence.prompt_tokens
-                self._finish(sequence, FinishReason.LENGTH)
+            elif chunk.drafts:
+                self._apply_drafts(sequence, chunk, found)
+            else:
+                self._apply_prefill(sequence, chunk, prompt_logprobs, found)
             if sequence.leaving_pages and sequence.finish_reason is None:
                 self._scheduler.paging.free_leaving_pages(sequence)
+
+    def _apply_prefill(
+        self,
+        sequence: Sequence,
+        chunk: Chunk,
+        prompt_logprobs: tuple[TokenLogprob, ...] | None,
+        found: tuple[Sampled, ...],
+    ) -> None:
+        sequence.computed_tokens += chunk.tokens
+        if prompt_logprobs:
+            if any(math.isnan(entry.logprob) for entry in prompt_logprobs):
+                self.fail_on(_not_finite(sequence, "prompt"), sequence)
+                return
+            sequence.prompt_logprobs.extend(prompt_logprobs)
+        if sequence.computed_tokens < sequence.prefill_tokens:
+            return
+        if sequence.generated_tokens == 0:
+            self.prompt_tokens += sequence.prompt_tokens
+        if found:
+            self._emit(sequence, found[0])
+        else:
+            self._finish(sequence, FinishReason.LENGTH)
 
     def _apply_drafts(self, sequence: Sequence, chunk: Chunk, found: tuple[Sampled, ...]) -> None:
         """Guesses are right as far as tokens came back; what was fed beyond is fed anew."""
         accepted = len(found) - 1
         self.proposed_drafts += chunk.drafts
         self.accepted_drafts += accepted
-        assert sequence.speculation is not None
-        sequence.speculation.observe(len(sequence.token_ids) + len(found), chunk.drafts, accepted)
+        if sequence.speculation is not None:
+            sequence.speculation.observe(len(sequence.token_ids) + len(found), chunk.drafts, accepted)
         for sampled in found:
             sequence.computed_tokens += 1
             sequence.queued_tokens = sequence.computed_tokens
@@ -245,24 +259,22 @@ class StepLoop:
         if token_id < 0:
             self.fail_on(_not_finite(sequence, "next token"), sequence)
             return
-        request = sequence.request
-        generated = sequence.generated_tokens
-        if generated == 0:
-            self.prompt_tokens += sequence.prompt_tokens
-        sequence.token_ids.append(token_id)
+        token_ids = sequence.token_ids
+        token_ids.append(token_id)
         self.generated_tokens += 1
         if sequence.computed_tokens >= sequence.publish_at:
             self._scheduler.publish(sequence)
-        if token_id in request.stop_token_ids:
+        if token_id in sequence.stop_token_ids:
             self._finish(sequence, FinishReason.STOP, sampled)
-        elif generated + 1 == request.max_new_tokens:
+        elif len(token_ids) > sequence.feed_tokens:
             self._finish(sequence, FinishReason.LENGTH, sampled)
         else:
-            if generated:
-                event = TokenEvent(sequence.request_id, token_id, sampled.logprob)
-            else:
-                event = _event(sequence, sampled)
-            self._events.append(event)
+            first = len(token_ids) == sequence.prompt_tokens + 1
+            self._events.append(
+                _event(sequence, sampled)
+                if first
+                else TokenEvent(sequence.request_id, token_id, sampled.logprob)
+            )
             if sequence.constraint is not None:
                 self._accept(sequence, token_id)
 

@@ -173,13 +173,13 @@ class Scheduler:
         if may_preempt:
             self.wants_drain = False
         active = self._active
-        prefills = self._allot([s for s in active if s.queued_tokens < s.prefill_tokens])
+        prefilling = [s for s in active if s.queued_tokens < s.prefill_tokens]
+        prefills = self._allot(prefilling) if prefilling else {}
         entries: list[Entry] = []
         draft_rows = MAX_DRAFT_ROWS
-        position = 0
-        while position < len(active) and len(entries) < self._max_chunks:
-            sequence = active[position]  # who ranks lower may be preempted, and gone, before its turn
-            position += 1
+        for sequence in active:  # who ranks lower may be preempted, and gone, before its turn
+            if len(entries) == self._max_chunks:
+                break
             queued = sequence.queued_tokens
             if queued >= sequence.feed_tokens or sequence.finish_reason is not None:
                 continue
@@ -192,7 +192,7 @@ class Scheduler:
             if guess is not None and sequence.speculation is not None:
                 if sequence.in_flight:
                     continue  # what it would guess from is not read back yet
-                guesses = self._guesses(sequence, guess, draft_rows)
+                guesses = guess(sequence, min(draft_rows, sequence.feed_tokens - queued - 1))
                 if guesses and self.paging.extend(sequence, 1 + len(guesses)):
                     draft_rows -= len(guesses)
                     entries.append((sequence, sequence.queue_drafts(guesses)))
@@ -226,12 +226,6 @@ class Scheduler:
             and sequence.finish_reason is None
             for sequence in self._active
         )
-
-    def _guesses(self, sequence: Sequence, guess: Guess, rows: int) -> tuple[int, ...]:
-        assert sequence.speculation is not None
-        wanted = sequence.speculation.drafts(len(sequence.token_ids))
-        most = min(wanted, rows, sequence.feed_tokens - sequence.queued_tokens - 1)
-        return guess(sequence, most) if most > 0 else ()
 
     def _page(self, sequence: Sequence, tokens: int, may_preempt: bool) -> bool:
         """See that the next `tokens` positions have pages, preempting who ranks lower where there are none."""

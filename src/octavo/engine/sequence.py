@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from octavo.engine.hooks import Constraint, Drafter
+from octavo.engine.hooks import Constraint
 from octavo.engine.speculation import Speculation
 from octavo.runners.base import Chunk, SlotState
 from octavo.types import FinishReason, Request, TokenLogprob
@@ -52,8 +52,6 @@ class Sequence:
     finish_reason: FinishReason | None = None
     constraint: Constraint | None = None
     speculation: Speculation | None = None
-    drafter: Drafter | None = None
-    """What guesses its tokens; with `speculation`, which says how many are worth verifying."""
 
     slot: int | None = None
     queued_tokens: int = 0
@@ -88,6 +86,7 @@ class Sequence:
 
     lockstep: bool = field(init=False)
     """Its sampling waits for the host: a mask or changed logits follow from the token before."""
+    stop_token_ids: frozenset[int] = field(init=False)
     prompt_tokens: int = field(init=False)
     feed_tokens: int = field(init=False)
     """Positions fed in its whole life: the last token sampled is not."""
@@ -97,6 +96,7 @@ class Sequence:
         self.token_ids = list(request.prompt_token_ids)
         self.prompt_tokens = len(self.token_ids)
         self.feed_tokens = self.prompt_tokens + max(request.max_new_tokens - 1, 0)
+        self.stop_token_ids = request.stop_token_ids
         self.lockstep = request.grammar is not None or bool(request.logits_processors)
         self.rank = (-request.priority, self.request_id)
 
@@ -154,10 +154,10 @@ class Sequence:
 
     def queue_decode(self) -> Chunk:
         """The token last sampled, which may not have been read back yet, as a chunk to forward."""
-        assert self.slot is not None
-        start = self.queued_tokens
+        slot, start = self.slot, self.queued_tokens
+        assert slot is not None
         self.queued_tokens = start + 1
-        return Chunk(self.slot, start, None, self.page_tables, True)
+        return Chunk(slot, start, None, self.page_tables, True)
 
     def queue_drafts(self, guesses: tuple[int, ...]) -> Chunk:
         """The token last sampled, which was read back, and guesses at those after it."""
