@@ -43,15 +43,15 @@ class TensorRef(Protocol):
         """
 
 
-TokenizerKind = Literal["tokenizer.json", "sentencepiece", "gguf"]
+TokenizerKind = Literal["tokenizer.json", "sentencepiece", "tekken", "gguf"]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSource:
     """Where the tokenizer comes from.
 
-    `kind` "tokenizer.json": `data` is that file's bytes. "sentencepiece": `data` is tokenizer.model's
-    bytes. "gguf": `metadata` holds the `tokenizer.ggml.*` entries. `config` is tokenizer_config.json
+    `kind` "tokenizer.json": `data` is that file's bytes; "sentencepiece": tokenizer.model's; "tekken":
+    tekken.json's. "gguf": `metadata` holds the `tokenizer.ggml.*` entries. `config` is tokenizer_config.json
     merged over special_tokens_map.json (empty for GGUF).
     """
 
