@@ -67,10 +67,10 @@ class LLM:
         progress: Progress | None = None,
     ) -> None:
         started = time.perf_counter()
-        self._state: LoadState = "initializing"
         self._planned: PlannedModel | None = None
         self._packed_from_cache: bool | None = None
         self._load_seconds: float | None = None
+        self._state: LoadState = "initializing"
         settings = Settings(
             model=None if model is None else str(model),
             revision=revision,
