@@ -152,7 +152,7 @@ class FakeRunner:
         self.adapters = {}
         self.faults, self.once, self.raise_at_queue = {}, False, False
         self.poisonous = False
-        """Whether pages are looked through for "nan kv", which takes time."""
+        """Whether "nan kv" strikes: pages are looked through for it, which takes time."""
         self.max_chunks = None
         self.raise_in_sample = self.raise_in_open = None
         self.violations = []
@@ -362,18 +362,17 @@ class FakeRunner:
 
     def _write(self, chunk, slot, tokens):
         """Keys and values of a chunk -> the positions whose rows are not finite."""
+        if not self.poisonous:
+            positions = np.arange(chunk.start, chunk.start + len(tokens))
+            values = np.array(tokens, np.uint64) + np.uint64(1 + slot.offset)
+            for group, table in enumerate(chunk.page_tables):
+                self.pages[group][np.array(table)[positions // PAGE], positions % PAGE] = values
+            return ()
         poisoned = set()
         for position, token in enumerate(tokens, chunk.start):
-            bad = self.faults.get((slot.sampling.seed, position + 1)) == "nan kv"
-            for group, table in enumerate(chunk.page_tables):
-                window = self.windows[group]
-                seen_from = 0 if window is None else max(position - window + 1, 0)
-                bad = bad or any(
-                    table[page] >= 0
-                    and (self.pages[group][table[page]][: self._end(page, position)] == POISON).any()
-                    for page in range(seen_from // PAGE, position // PAGE + 1)
-                    if self.poisonous
-                )
+            bad = self.faults.get((slot.sampling.seed, position + 1)) == "nan kv" or any(
+                self._sees_poison(group, table, position) for group, table in enumerate(chunk.page_tables)
+            )
             if bad:
                 poisoned.add(position)
             for group, table in enumerate(chunk.page_tables):
@@ -381,9 +380,12 @@ class FakeRunner:
                 self.pages[group][table[position // PAGE], position % PAGE] = value
         return poisoned
 
-    @staticmethod
-    def _end(page, position):
-        return min(position - page * PAGE, PAGE)
+    def _sees_poison(self, group, table, position):
+        window = self.windows[group]
+        first = 0 if window is None else max(position - window + 1, 0)
+        seen = [self.pages[group][page] for page in table[first // PAGE : position // PAGE + 1]]
+        begin = first // PAGE * PAGE
+        return POISON in np.concatenate(seen)[first - begin : position - begin]
 
     def _sample(self, batch, masks, logits):
         chunks = [chunk for chunk in batch.chunks if chunk.sample]

@@ -127,7 +127,7 @@ def run_setup(toy, setup, count):
     assert info["prefix_evicted_pages"] > 0
     assert 0 < info["drafts_accepted"] < info["drafts_proposed"]
     assert info["preemptions"] > 0 or windows == (40,), "a window's pages do not grow with a sequence"
-    assert (mode == "sync") == (info["surplus_tokens"] == 0)
+    assert mode != "sync" or info["surplus_tokens"] == 0
 
 
 @pytest.mark.parametrize("setup", SETUPS, ids=lambda setup: f"{setup[0]}-{setup[1]}")

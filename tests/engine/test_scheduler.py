@@ -108,24 +108,36 @@ def test_slots_bound_admission(scheduler, sequence):
 
 
 def test_the_budget_of_a_step(scheduler, sequence):
-    """Decodes always; of prompts 32 tokens, 12 while somebody decodes; a long one leaves half to those behind."""
-    planner = scheduler(chunk=32, mixed=12)
-    running, long, short = sequence(prompt=5, new=9), sequence(prompt=40, new=1), sequence(prompt=9, new=1)
+    """Decodes always; of a prompt 32 tokens, 6 while somebody decodes; those behind a long one get a share."""
+    planner = scheduler(slots=9, chunk=32, mixed=6)
+    running, long, short = sequence(prompt=5, new=9), sequence(prompt=36, new=1), sequence(prompt=9, new=1)
     planner.add(running)
     assert step(planner) == [(running, 5)]
     planner.add(long)
     planner.add(short)
-    steps = [step(planner) for _ in range(4)]
-    assert steps == [
+    assert [step(planner) for _ in range(3)] == [
         [(running, 1), (long, 6), (short, 6)],
-        [(running, 1), (long, 9), (short, 3)],
-        [(running, 1), (long, 12)],
-        [(running, 1), (long, 12)],
+        [(running, 1), (long, 6), (short, 3)],
+        [(running, 1), (long, 6)],
     ]
     end(planner, running)
     other = sequence(prompt=70, new=1)
     planner.add(other)
-    assert step(planner) == [(long, 1), (other, 31)], "nobody decodes: the whole budget"
+    assert step(planner) == [(long, 18), (other, 14)], "nobody decodes: the whole budget"
+    assert step(planner) == [(other, 32)]
+
+
+def test_the_budget_of_many_prompts(scheduler, sequence):
+    """Beside a decode 4 prompts' worth; without one, a long prompt leaves half of the rest to those behind."""
+    planner = scheduler(slots=9, chunk=32, mixed=6, pages=(64,))
+    running, *others = sequence(prompt=5, new=9), *(sequence(prompt=100, new=1, seed=i) for i in range(6))
+    planner.add(running)
+    step(planner)
+    for one in others:
+        planner.add(one)
+    assert [tokens for _, tokens in step(planner)] == [1, 6, 6, 6, 3, 2, 1]
+    end(planner, running)
+    assert [tokens for _, tokens in step(planner)] == [16, 8, 4, 2, 1, 1]
 
 
 def test_a_window_waits_rather_than_exceed_its_pages(scheduler, sequence):

@@ -57,9 +57,8 @@ class Bench:
         """Submit all at once, cancel some by their place in the list after a few steps -> what each one got."""
         runner = self._made.native(self._isa, **config)
         if spoil is not None:
-            forward, sample = runner.forward, runner.sample
+            forward = runner.forward
             runner.forward = lambda batch: forward(spoil(batch))
-            runner.sample = lambda batch, *more: sample(batch, *more)
         self.engine = Engine(runner, runner._config, self._made.spec, "digest", **(options or {}))
         ids = [self.engine.submit(request) for request in requests]
         found: dict[int, Outcome] = {request_id: [] for request_id in ids}

@@ -25,7 +25,7 @@ from octavo.runners.base import Adapter, Runner, RunnerConfig
 from octavo.types import Request, TokenEvent
 
 MIXED_PREFILL_TOKENS = 64
-"""How many prompt tokens a step takes while other sequences decode: what a prompt delays their next token by."""
+"""How many tokens of a prompt a step takes while other sequences decode: what it delays their next token by."""
 
 
 class Engine:

@@ -25,6 +25,8 @@ Entry = tuple[Sequence, Chunk]
 Guess = Callable[[Sequence, int], tuple[int, ...]]
 """(sequence, most guesses) -> guesses at its next tokens."""
 
+MIXED_PROMPTS = 4
+
 MAX_DRAFT_ROWS = 16
 """Most guesses verified in a step, of all sequences: beyond, a row costs as much as a token is worth."""
 
@@ -34,8 +36,9 @@ _rank = attrgetter("rank")
 class Scheduler:
     """`groups` are `ModelSpec.kv_groups`; `kv_pages` counts the pages of each.
 
-    A step prefills at most `prefill_chunk_tokens`, and at most `mixed_prefill_tokens` while other sequences
-    decode: that is how long a prompt may hold up their next token.
+    A step prefills at most `prefill_chunk_tokens`. While other sequences decode, it takes at most
+    `mixed_prefill_tokens` of each prompt and `MIXED_PROMPTS` times as many in all: that is how long a prompt, and
+    how long many, may hold up their next token.
     """
 
     def __init__(
@@ -207,15 +210,19 @@ class Scheduler:
         ready = [sequence for sequence in prefilling if self._ready(sequence)]
         if not ready:
             return {}
-        left = self._mixed_tokens if self._anyone_decodes() else self._prefill_tokens
+        most = left = self._prefill_tokens
+        if self._anyone_decodes():
+            most = self._mixed_tokens
+            left = min(MIXED_PROMPTS * most, left)
         allotted = {}
         for sequence in ready:
-            wanted = sequence.prefill_tokens - sequence.queued_tokens
-            half = left if sequence is ready[-1] else (left + 1) // 2
-            allotted[sequence] = wanted if wanted <= left else half
+            remaining = sequence.prefill_tokens - sequence.queued_tokens
+            half = left if remaining <= left or sequence is ready[-1] else (left + 1) // 2
+            allotted[sequence] = min(remaining, most, half)
             left -= allotted[sequence]
         for sequence in ready:
-            more = min(left, sequence.prefill_tokens - sequence.queued_tokens - allotted[sequence])
+            remaining = sequence.prefill_tokens - sequence.queued_tokens
+            more = min(left, min(remaining, most) - allotted[sequence])
             allotted[sequence] += more
             left -= more
         return allotted
