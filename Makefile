@@ -27,7 +27,7 @@ install: $(VENV)/.model
 	@$(BIN)/python -c 'import torch; cuda = torch.version.cuda; \
 	  print("torch", torch.__version__, f"(built for CUDA {cuda})" if cuda else "(no CUDA)")'
 
-test: $(VENV)/.dev $(VENV)/.model lint
+test: $(VENV)/.dev $(VENV)/.model $(VENV)/.reference-data lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
 
 lint: $(VENV)/.dev
@@ -53,6 +53,10 @@ $(VENV)/.package: pyproject.toml constraints.txt hatch_build.py $(KERNELS) $(VEN
 
 $(VENV)/.dev: $(VENV)/.package
 	@$(PIP) install -c constraints.txt -e '.[dev]' >&2
+	@touch $@
+
+$(VENV)/.reference-data: tests/fetch_llama_cpp_models.py | $(BIN)/python
+	@$(BIN)/python $< $(VENV)/llama-cpp-models >&2
 	@touch $@
 
 $(VENV)/.model: $(VENV)/.package

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ def default_model_path() -> Path:
     if found is None:
         pytest.fail("the default model is not here: run `octavo models pull default`, or deselect -m model")
     return found
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_models() -> Path:
+    """llama.cpp's folder models/: $OCTAVO_TEST_LLAMA_CPP_MODELS, else where `make test` fetched it to."""
+    named = os.environ.get("OCTAVO_TEST_LLAMA_CPP_MODELS")
+    folder = Path(named) if named else Path(sys.prefix) / "llama-cpp-models"
+    if not folder.is_dir():
+        pytest.fail(f"run `python tests/fetch_llama_cpp_models.py {folder}`, or deselect -m reference_data")
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,15 +43,15 @@ class TensorRef(Protocol):
         """
 
 
-TokenizerKind = Literal["tokenizer.json", "sentencepiece", "gguf"]
+TokenizerKind = Literal["tokenizer.json", "sentencepiece", "tekken", "gguf"]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSource:
     """Where the tokenizer comes from.
 
-    `kind` "tokenizer.json": `data` is that file's bytes. "sentencepiece": `data` is tokenizer.model's
-    bytes. "gguf": `metadata` holds the `tokenizer.ggml.*` entries. `config` is tokenizer_config.json
+    `kind` "tokenizer.json": `data` is that file's bytes; "sentencepiece": tokenizer.model's; "tekken":
+    tekken.json's. "gguf": `metadata` holds the `tokenizer.ggml.*` entries. `config` is tokenizer_config.json
     merged over special_tokens_map.json (empty for GGUF).
     """
 
@@ -100,11 +100,40 @@ class Progress(Protocol):
 # --- what goes into the engine ---------------------------------------------------------------------
 
 
+class FunctionCall(TypedDict):
+    name: str
+    arguments: str
+    """A JSON object, as text."""
+
+
+class ToolCall(TypedDict):
+    """A call that the assistant made, in OpenAI's form."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
 class Message(TypedDict):
-    """One turn of a chat."""
+    """One turn of a chat, in OpenAI's form."""
 
     role: str
     content: str
+    reasoning_content: NotRequired[str]
+    """Of an assistant that thought before it answered; most templates leave it out of earlier turns."""
+    tool_calls: NotRequired[Sequence[ToolCall]]
+    """Of an assistant; its content may then be empty."""
+    tool_call_id: NotRequired[str]
+    """Of a tool's answer: which call it answers."""
+    name: NotRequired[str]
+    """Of a tool's answer: which tool gave it."""
+
+
+Tool = Mapping[str, Any]
+"""The definition of a tool, in OpenAI's form: {"type": "function", "function": {"name": ..., "parameters": schema}}."""
+
+TemplateOptions = Mapping[str, str | bool]
+"""Variables that a model's own template offers, such as enable_thinking."""
 
 
 @dataclass(frozen=True, slots=True)

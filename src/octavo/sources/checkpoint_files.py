@@ -20,6 +20,7 @@ DOCUMENTS = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
+    "tekken.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     *TEMPLATE_FILES,

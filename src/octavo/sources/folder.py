@@ -120,7 +120,11 @@ def _custom_code_notices(config: Mapping[str, Any], location: str) -> tuple[str,
 
 def _tokenizer(documents: _Documents, config: Mapping[str, Any]) -> TokenizerSource | None:
     merged = {**(documents.json("special_tokens_map.json") or {}), **config}
-    kinds: dict[str, TokenizerKind] = {"tokenizer.json": "tokenizer.json", "tokenizer.model": "sentencepiece"}
+    kinds: dict[str, TokenizerKind] = {
+        "tokenizer.json": "tokenizer.json",
+        "tekken.json": "tekken",
+        "tokenizer.model": "sentencepiece",
+    }
     for name, kind in kinds.items():
         data = documents.bytes(name, _MAX_TOKENIZER_BYTES)
         if data is not None:

@@ -7,21 +7,28 @@ template itself wrote (`octavo.text.template_environment`); only those can becom
 
 from __future__ import annotations
 
+import json
 import secrets
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Literal
 
 from octavo.errors import ChatTemplateError, InvalidInputError, OctavoError
+from octavo.text.answer import REASONING_BEGIN, REASONING_END
 from octavo.text.provenance import TemplateText
 from octavo.text.rendered_encoding import encode_rendered
-from octavo.text.tokenizer import Tokenizer, check_text
-from octavo.types import Message
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-"""Roles a message may have. Templates build control tokens from roles, so there are no others."""
+from octavo.text.template_variables import (
+    check_messages,
+    input_characters,
+    message_variables,
+    tool_variables,
+)
+from octavo.text.tokenizer import Tokenizer
+from octavo.text.tool_syntax import ToolSyntax, tool_syntax_of
+from octavo.types import Message, TemplateOptions, Tool
 
 MAX_TEMPLATE_CHARACTERS = 1 << 18
 MAX_NAMED_TOKENS = 5
@@ -41,6 +48,11 @@ class RenderedPrompt:
     notices: tuple[str, ...] = ()
     """What the user should know was done to the messages."""
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the prompt ends within a block of reasoning that the answer goes on with."""
+        return self.text.rstrip().endswith(REASONING_BEGIN)
+
 
 class ChatTemplate:
     """A compiled chat template. Safe to use from several threads."""
@@ -57,6 +69,8 @@ class ChatTemplate:
         from octavo.text.template_environment import TemplateEnvironment
 
         self._tokenizer = tokenizer
+        self._source = template
+        self._system_places: dict[bool, Literal["kept", "dropped", "refused"]] = {}
         self._environment = TemplateEnvironment()
         try:
             self._template = self._environment.from_string(template)
@@ -65,46 +79,83 @@ class ChatTemplate:
 
     # --- messages -> prompt ---
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> RenderedPrompt:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        options: TemplateOptions = MappingProxyType({}),
+        add_generation_prompt: bool = True,
+    ) -> RenderedPrompt:
         """The prompt for these messages, up to where the assistant's answer starts.
+
+        `tools`: definitions the template shows to the model. `options`: variables of the template.
 
         A system message that the template cannot place becomes the start of the first user message, with a
         notice. BOS comes once: as the template writes it, or in front if the tokenizer adds one and the
         template does not.
 
-        Raises InvalidInputError for messages that are malformed or that the template refuses, NotTextError for
-        lone surrogates, ChatTemplateError for a template that fails or exceeds its limits.
+        Raises InvalidInputError for messages that are malformed or that the template refuses, and for tools that
+        it would leave out; NotTextError for lone surrogates; ChatTemplateError for a template that fails or
+        exceeds its limits.
         """
-        _check(messages)
+        check_messages(messages)
+        if tools and not self.takes_tools:
+            raise InvalidInputError(
+                "the model's chat template has no place for tools",
+                remedy="Leave tools out, or choose a model that was trained to call them.",
+            )
         notices = []
-        if messages[0]["role"] == "system" and self._system_messages != "kept":
+        if messages[0]["role"] == "system" and self._system_messages(bool(tools)) != "kept":
             messages = _merge_system(messages)
             notices.append(
                 "the model's chat template has no place for a system message: it was put at the start of the "
                 "first user message"
             )
-        text = self._rendered(messages, add_generation_prompt)
+        text = self._rendered(messages, add_generation_prompt, tools, options)
         token_ids, forged = encode_rendered(self._tokenizer, text)
         if forged:
             named = ", ".join(forged[:MAX_NAMED_TOKENS]) + (" ..." if len(forged) > MAX_NAMED_TOKENS else "")
             notices.append(f"message text that spells control tokens was sent as plain text: {named}")
         return RenderedPrompt(tuple(self._tokenizer.begin(token_ids)), str.__str__(text), tuple(notices))
 
-    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> TemplateText:
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Sequence[Tool] = (),
+        options: TemplateOptions = MappingProxyType({}),
+    ) -> TemplateText:
+        calls = any(message.get("tool_calls") for message in messages)
+        if calls and self._wants_arguments_as_text:
+            return self._render(messages, add_generation_prompt, tools, options, arguments_as_text=True)
+        return self._render(messages, add_generation_prompt, tools, options, arguments_as_text=False)
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Sequence[Tool],
+        options: TemplateOptions,
+        *,
+        arguments_as_text: bool,
+    ) -> TemplateText:
         from octavo.text.template_environment import TemplateRefusal
         from octavo.text.template_limits import RenderBudget
 
         variables = {
+            **options,
             **{name: TemplateText(spelling) for name, spelling in self._tokenizer.named_tokens.items()},
-            "messages": [
-                {"role": TemplateText(message["role"]), "content": str(message["content"])}
-                for message in messages
-            ],
-            "tools": None,
+            "messages": message_variables(
+                messages,
+                developer_as_system="developer" not in self._source,
+                arguments_as_text=arguments_as_text,
+            ),
+            "tools": tool_variables(tools),
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        budget = RenderBudget(sum(len(message["content"]) for message in messages))
+        budget = RenderBudget(input_characters(messages, tools))
         try:
             return self._environment.render(self._template, variables, budget)
         except TemplateRefusal as error:
@@ -118,17 +169,62 @@ class ChatTemplate:
 
     # --- what the template is like ---
 
+    def _system_messages(self, with_tools: bool) -> Literal["kept", "dropped", "refused"]:
+        """What the template does with a system message, tried on a sentinel once."""
+        if with_tools not in self._system_places:
+            sentinel = secrets.token_hex(16)
+            chat: list[Message] = [{"role": "system", "content": sentinel}, {"role": "user", "content": "?"}]
+            try:
+                text = self._rendered(chat, True, [_tool("f")] if with_tools else [])
+                self._system_places[with_tools] = "kept" if sentinel in text else "dropped"
+            except OctavoError:
+                self._system_places[with_tools] = "refused"
+        return self._system_places[with_tools]
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the template knows of reasoning before an answer."""
+        return REASONING_END in self._source
+
+    @property
+    def tool_syntax(self) -> ToolSyntax | None:
+        """How the model writes calls of tools; None: not at all, or in a way that is not read here."""
+        return tool_syntax_of(self._source)
+
     @cached_property
-    def _system_messages(self) -> Literal["kept", "dropped", "refused"]:
-        """What the template does with a system message, tried on a sentinel."""
-        sentinel = secrets.token_hex(16)
+    def takes_tools(self) -> bool:
+        """Whether the template shows the model what tools there are, tried on a sentinel."""
+        sentinel = f"f{secrets.token_hex(16)}"
         try:
-            text = self._rendered(
-                [{"role": "system", "content": sentinel}, {"role": "user", "content": "?"}], True
-            )
+            return sentinel in self._rendered([{"role": "user", "content": "?"}], True, [_tool(sentinel)])
         except OctavoError:
-            return "refused"
-        return "kept" if sentinel in text else "dropped"
+            return False
+
+    @cached_property
+    def _wants_arguments_as_text(self) -> bool:
+        """Whether the template fails on, or leaves out, the arguments of a call that are an object."""
+        sentinel = secrets.token_hex(16)
+        arguments = json.dumps({"x": sentinel})
+        chat: list[Message] = [
+            {"role": "user", "content": "?"},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [
+                    {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": arguments}}
+                ],
+            },
+            {"role": "tool", "content": "?", "tool_call_id": "call00000", "name": "f"},
+        ]
+
+        def placed(as_text: bool) -> bool:
+            try:
+                text = self._render(chat, True, (), MappingProxyType({}), arguments_as_text=as_text)
+            except OctavoError:
+                return False
+            return sentinel in text
+
+        return not placed(False) and placed(True)
 
     def end_of_turn_token_ids(self) -> frozenset[int]:
         """The control token the template writes right after an assistant's message, if it writes one."""
@@ -149,23 +245,6 @@ class ChatTemplate:
         return frozenset()
 
 
-def _check(messages: Sequence[Message]) -> None:
-    if not messages:
-        raise InvalidInputError("there are no messages", remedy="Pass at least one user message.")
-    for number, message in enumerate(messages):
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise InvalidInputError(
-                f"message {number} has the role {role!r:.50}", remedy=f"Use one of {', '.join(ROLES)}."
-            )
-        if not isinstance(content, str):
-            raise InvalidInputError(
-                f"the content of message {number} is {type(content).__name__}, not text",
-                remedy="Pass each message's content as a string.",
-            )
-        check_text(content)
-
-
 def _merge_system(messages: Sequence[Message]) -> list[Message]:
     """The system messages at the start, with a blank line after each, before the first user message's text."""
     leading = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
@@ -178,6 +257,15 @@ def _merge_system(messages: Sequence[Message]) -> list[Message]:
     texts = [message["content"] for message in (*messages[:leading], rest[0])]
     rest[0] = {"role": "user", "content": "\n\n".join(texts)}
     return rest
+
+
+def _tool(name: str) -> Tool:
+    schema = {
+        "type": "object",
+        "properties": {"x": {"type": "string", "description": "?"}},
+        "required": ["x"],
+    }
+    return {"type": "function", "function": {"name": name, "description": "?", "parameters": schema}}
 
 
 def _broken(error: Exception) -> ChatTemplateError:

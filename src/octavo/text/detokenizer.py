@@ -18,11 +18,17 @@ class Detokenizer:
     """For one sequence, from one thread."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, keep_special: bool = False, continuation: bool = False
+        self,
+        tokenizer: Tokenizer,
+        *,
+        keep_special: bool = False,
+        continuation: bool = False,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
-        """The flags are those of `Tokenizer.decode`."""
+        """The flags are those of `Tokenizer.decode`. `shown`: special tokens that are spelled out all the same."""
         self._tokenizer = tokenizer
         self._keep_special = keep_special
+        self._shown = shown
         self._first = not continuation
         self._spaces_to_drop = 0 if continuation else tokenizer.leading_spaces
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -32,7 +38,8 @@ class Detokenizer:
 
         Raises InvalidInputError for an id outside the vocabulary.
         """
-        part = self._tokenizer.token_bytes(token_id, first=self._first, keep_special=self._keep_special)
+        keep = self._keep_special or token_id in self._shown
+        part = self._tokenizer.token_bytes(token_id, first=self._first, keep_special=keep)
         if part is None:
             return ""
         self._first = False

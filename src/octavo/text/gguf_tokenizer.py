@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 from octavo.errors import ModelFormatError, UnsupportedConfigError
 from octavo.text.pieces import PieceDecoder
 from octavo.text.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from octavo.text.sentencepiece_merges import merges_from_scores
+from octavo.text.sentencepiece_model import PieceType
 from octavo.text.stop_tokens import END_OF_TURN_TOKENS
 from octavo.text.vocabulary import Vocabulary, mark_special, special_ids
 
 if TYPE_CHECKING:
     import tokenizers
-
-# tokenizer.ggml.token_type (llama.cpp's llama_token_type)
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 
 _NAMED_IDS = {
     "bos_token": "bos_token_id",
@@ -65,7 +64,9 @@ class _Entries:
         self.tokens: Sequence[str] = self._list("tokens", str)
         types = metadata.get("tokenizer.ggml.token_type")
         count = len(self.tokens)
-        self.types: Sequence[int] = [_NORMAL] * count if types is None else [int(kind) for kind in types]
+        self.types: Sequence[int] = (
+            [PieceType.NORMAL] * count if types is None else [int(kind) for kind in types]
+        )
         if len(self.types) != count:
             raise _damaged(f"{count} tokens but {len(self.types)} token types")
         if not count or len(set(self.tokens)) != count:
@@ -151,7 +152,7 @@ def _sentencepiece(entries: _Entries) -> Vocabulary:
             key="tokenizer.ggml.remove_extra_whitespaces",
         )
     adds_space = entries.flag("add_space_prefix", True)
-    if adds_space and not all(token.strip(" ") for token in entries.of_type(_USER_DEFINED)):
+    if adds_space and not all(token.strip(" ") for token in entries.of_type(PieceType.USER_DEFINED)):
         raise UnsupportedConfigError(
             "the file's SentencePiece tokenizer has runs of spaces as tokens and also puts a space before every "
             "text, which Octavo does not reproduce",
@@ -160,14 +161,14 @@ def _sentencepiece(entries: _Entries) -> Vocabulary:
         )
     # Runs of spaces are stored as spaces, and looked up as U+2581 like every other piece.
     pieces = [
-        token.replace(" ", "▁") if kind == _USER_DEFINED and not token.strip(" ") else token
+        token.replace(" ", "▁") if kind == PieceType.USER_DEFINED and not token.strip(" ") else token
         for token, kind in zip(entries.tokens, entries.types, strict=True)
     ]
     vocab = {piece: token_id for token_id, piece in enumerate(pieces)}
     unknown = entries.token_id("unknown_token_id")
     pipeline = _pipeline(
         vocab=vocab,
-        merges=_merges_from_scores(pieces, entries.types, entries.scores()),
+        merges=merges_from_scores(pieces, entries.types, entries.scores()),
         byte_fallback=True,
         fuse_unk=True,
         unk_token=None if unknown is None else pieces[unknown],
@@ -180,29 +181,6 @@ def _sentencepiece(entries: _Entries) -> Vocabulary:
         byte_fallback=True, replacements=(("▁", " "),), leading_spaces=1 if adds_space else 0
     )
     return _vocabulary(entries, pipeline, decoder, adds_bos=True, unknown_token_id=unknown)
-
-
-def _merges_from_scores(
-    pieces: Sequence[str], types: Sequence[int], scores: Sequence[float]
-) -> list[tuple[str, str]]:
-    """Every way to join two pieces into a third, best score first.
-
-    Only normal pieces take part: sentencepiece never joins text into a control, byte or user-defined piece.
-    """
-    normal = {
-        piece: token_id
-        for token_id, (piece, kind) in enumerate(zip(pieces, types, strict=True))
-        if kind == _NORMAL
-    }
-    merges = []
-    for piece, token_id in normal.items():
-        rank = -scores[token_id]
-        for cut in range(1, len(piece)):
-            left = piece[:cut]
-            if left in normal and (right := piece[cut:]) in normal:
-                merges.append((rank, token_id, cut, left, right))
-    merges.sort()
-    return [(left, right) for _, _, _, left, right in merges]
 
 
 def _pipeline(
@@ -226,12 +204,12 @@ def _add_tokens(pipeline: tokenizers.Tokenizer, entries: _Entries) -> None:
             tokenizers.AddedToken(token.replace(" ", "▁"), normalized=True)
             if pipeline.normalizer is not None and not token.strip(" ")
             else tokenizers.AddedToken(token, normalized=False)
-            for token in entries.of_type(_USER_DEFINED)
+            for token in entries.of_type(PieceType.USER_DEFINED)
         ]
     )
     # An end of turn that a converter left unmarked is a control token all the same, as in llama.cpp.
-    unmarked = END_OF_TURN_TOKENS.intersection(entries.of_type(_USER_DEFINED, _NORMAL))
-    mark_special(pipeline, [*entries.of_type(_CONTROL, _UNKNOWN), *sorted(unmarked)])
+    unmarked = END_OF_TURN_TOKENS.intersection(entries.of_type(PieceType.USER_DEFINED, PieceType.NORMAL))
+    mark_special(pipeline, [*entries.of_type(PieceType.CONTROL, PieceType.UNKNOWN), *sorted(unmarked)])
 
 
 def _vocabulary(

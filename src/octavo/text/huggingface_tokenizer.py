@@ -37,8 +37,8 @@ def load_tokenizer_json(data: bytes, config: Mapping[str, Any]) -> Vocabulary:
         None if pipeline.decoder is None else json.loads(pipeline.decoder.__getstate__())
     )
 
-    _add_missing_tokens(pipeline, config)
-    named = _named_tokens(config)
+    add_missing_tokens(pipeline, config)
+    named = named_tokens(config)
     mark_special(pipeline, [*named.values(), *_extra_special_tokens(config)])
     unknown = _unknown_id(pipeline)
     eos: int | None = pipeline.token_to_id(named.get("eos_token", ""))
@@ -61,7 +61,8 @@ def _spelling(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that a tokenizer_config.json names: {"bos_token": "<s>", ...}."""
     entries = {key: value for key, value in config.items() if key.endswith("_token")}
     extra = config.get("extra_special_tokens")
     if isinstance(extra, Mapping):
@@ -76,7 +77,7 @@ def _extra_special_tokens(config: Mapping[str, Any]) -> list[str]:
     return [text for value in values if (text := _spelling(value)) is not None]
 
 
-def _add_missing_tokens(pipeline: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+def add_missing_tokens(pipeline: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
     """Added tokens that older repositories list in the config only; their ids must come out as listed."""
     import tokenizers
 

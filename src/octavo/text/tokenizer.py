@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 
-from octavo.errors import InvalidInputError, NotTextError, UnsupportedConfigError
+from octavo.errors import InvalidInputError, NotTextError
 from octavo.text.plain_encoder import PlainEncoder
 from octavo.text.vocabulary import Vocabulary, is_ordinary_text
 from octavo.types import TokenizerSource
@@ -35,12 +35,13 @@ def load_tokenizer(source: TokenizerSource, *, model_vocab_size: int | None = No
 
             vocabulary = load_gguf_tokenizer(source.metadata)
         case "sentencepiece":
-            raise UnsupportedConfigError(
-                "the model has a tokenizer.model (SentencePiece) but no tokenizer.json",
-                remedy="Convert it once: transformers' AutoTokenizer.from_pretrained(folder)"
-                ".save_pretrained(folder) writes tokenizer.json.",
-                key="tokenizer.model",
-            )
+            from octavo.text.sentencepiece_tokenizer import load_sentencepiece
+
+            vocabulary = load_sentencepiece(source.data, source.config)
+        case "tekken":
+            from octavo.text.tekken_tokenizer import load_tekken
+
+            vocabulary = load_tekken(source.data, source.config)
     return Tokenizer(vocabulary, model_vocab_size=model_vocab_size)
 
 

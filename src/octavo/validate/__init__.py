@@ -20,6 +20,7 @@ from octavo.validate.sampling import (
     validate_sampling_params,
 )
 from octavo.validate.settings import validate_settings
+from octavo.validate.tools import validate_template_options, validate_tools
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -33,5 +34,7 @@ __all__ = [
     "validate_prompt_ids",
     "validate_sampling_params",
     "validate_settings",
+    "validate_template_options",
     "validate_text",
+    "validate_tools",
 ]

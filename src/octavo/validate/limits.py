@@ -19,6 +19,9 @@ class Limits:
     stop_token_ids: int = 256
     logit_bias: int = 1024
     logprobs: int = 20
+    tools: int = 128
+    tool_bytes: int = 256 << 10
+    """UTF-8 bytes of all definitions of tools as JSON, and of the arguments of one call."""
 
 
 DEFAULT_LIMITS = Limits()

@@ -9,9 +9,15 @@ from collections.abc import Mapping
 from octavo.errors import ContextLengthError, EmptyPromptError, InvalidInputError, NotTextError
 from octavo.types import Message
 from octavo.validate.limits import DEFAULT_LIMITS, Limits
+from octavo.validate.tools import validate_tool_calls
 from octavo.validate.values import either, integer, listed, not_unicode, shown, suggestion
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_KEYS: Mapping[str, tuple[str, ...]] = {
+    "assistant": ("role", "content", "reasoning_content", "tool_calls"),
+    "tool": ("role", "content", "tool_call_id", "name"),
+}
+"""Keys a message of a role may have; others have role and content."""
 
 
 def split_prompts(prompts: object, *, limits: Limits = DEFAULT_LIMITS) -> tuple[tuple[object, ...], bool]:
@@ -125,7 +131,8 @@ def resolve_max_new_tokens(
 
 
 def validate_messages(messages: object, *, limits: Limits = DEFAULT_LIMITS) -> tuple[Message, ...]:
-    """The turns of a chat: mappings with exactly `role` (system, user, assistant) and `content` (text).
+    """The turns of a chat: mappings with `role` and `content` (text), and in OpenAI's form what an assistant called
+    (`tool_calls`, with the content then empty or None) and which call a tool's answer is for (`tool_call_id`).
 
     Which roles may follow each other is the chat template's business. Raises EmptyPromptError where there is no
     message or the last one is empty, NotTextError, and InvalidInputError naming the message by its place.
@@ -140,10 +147,15 @@ def validate_messages(messages: object, *, limits: Limits = DEFAULT_LIMITS) -> t
             f"{len(messages)} messages; at most {limits.messages} are taken", remedy="Leave out the oldest."
         )
     clean = tuple(_message(f"message {place}", message, limits) for place, message in enumerate(messages))
-    if not clean or not clean[-1]["content"]:
+    if not clean or not (clean[-1]["content"] or clean[-1]["role"] == "tool"):
         what = "the last message is empty" if clean else "there are no messages"
         raise EmptyPromptError(what, remedy="Give a last message with some text.")
-    total = sum(len(message["content"].encode()) for message in clean)
+    total = sum(
+        len(text.encode())
+        for message in clean
+        for key, text in message.items()
+        if key != "role" and isinstance(text, str)
+    )
     if total > limits.text_bytes:
         raise _too_large("the messages", total, limits)
     return clean
@@ -154,24 +166,41 @@ def _message(where: str, message: object, limits: Limits) -> Message:
         raise InvalidInputError(
             f"{where} is {shown(message)}, not a mapping", remedy="Give role and content for each message."
         )
-    for key in message:
-        if key not in ("role", "content"):
-            raise InvalidInputError(
-                f"{where} has the key {shown(key)}, which is not supported",
-                remedy="Give role and content only.",
-            )
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or role not in ROLES:
         raise InvalidInputError(
             f"{where} has the role {shown(role)}", remedy=suggestion(role, ROLES, f"Use {either(ROLES)}.")
         )
+    keys = _KEYS.get(role, ("role", "content"))
+    for key in message:
+        if key not in keys:
+            raise InvalidInputError(
+                f"{where} has the key {shown(key)}, which is not supported for the role {role}",
+                remedy=f"Give {either(keys)} only.",
+            )
+    clean = Message(role=role, content="")
+    calls = message.get("tool_calls")
+    if calls is not None:
+        clean["tool_calls"] = validate_tool_calls(where, calls, limits=limits)
+        content = "" if content is None else content
     if not isinstance(content, str):
         raise InvalidInputError(
             f"{where} has the content {shown(content)}, not a string", remedy="Give its text as a string."
         )
+    clean["content"] = content
+    for key in ("reasoning_content", "tool_call_id", "name"):
+        text = message.get(key)
+        if text is not None:
+            if not isinstance(text, str):
+                raise InvalidInputError(
+                    f"{where} has the {key} {shown(text)}, not a string", remedy="Give its text as a string."
+                )
+            clean[key] = text  # type: ignore[literal-required]
+            _require_unicode(where, text)
+            _require_size(where, text, limits)
     _require_unicode(where, content)
     _require_size(where, content, limits)
-    return Message(role=role, content=content)
+    return clean
 
 
 def _decoded(data: bytes, limits: Limits) -> str:

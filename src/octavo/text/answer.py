@@ -1,0 +1,168 @@
+"""The parts of an answer that is still arriving: reasoning, content, and calls of tools.
+
+The law: the parts, joined, do not depend on how the text was cut. Held back is only what may still become a
+marker, and white space that a marker would swallow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from octavo.text.tool_calls import ToolCallDelta, ToolCallReader
+from octavo.text.tool_syntax import ToolSyntax
+
+REASONING_BEGIN, REASONING_END = "<think>", "</think>"
+"""As written by every family that thinks in the open: Qwen 3, DeepSeek R1, SmolLM 3."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDelta:
+    """New text of one part."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_call: ToolCallDelta | None = None
+
+
+class AnswerParser:
+    """For one answer, from one thread.
+
+    `syntax` and `tools` (names that may be called): None, or no names, where calls are not looked for.
+    `thinks`: a leading <think> block is reasoning. `thinking`: the prompt has already opened it.
+    """
+
+    def __init__(
+        self,
+        *,
+        syntax: ToolSyntax | None = None,
+        tools: Collection[str] = (),
+        thinks: bool = False,
+        thinking: bool = False,
+    ) -> None:
+        self._syntax = syntax if tools else None
+        self._tools = tools
+        self._thinks = thinks and not thinking
+        self._reasoning = thinking
+        self._trim = thinking
+        """White space is dropped up to the first character of the part: it belongs to the marker before."""
+        self._first = True
+        """Nothing was given out but reasoning: a <think> block, or a call without a marker, may start here."""
+        self._held = ""
+        self._calls: ToolCallReader | None = None
+        self._opening = ""
+        """The marker that opened the calls being read, with the white space before it."""
+        self._next_index = 0
+
+    @property
+    def called(self) -> bool:
+        """Whether a tool was called: then the answer's finish_reason is tool_calls."""
+        return self._next_index > 0 or (self._calls is not None and self._calls.calls > 0)
+
+    def push(self, text: str) -> list[AnswerDelta]:
+        self._held += text
+        return self._advance(last=False)
+
+    def finish(self) -> list[AnswerDelta]:
+        """The answer is over: what was held back."""
+        deltas = self._advance(last=True)
+        if self._calls is not None:
+            rest = self._calls.finish()
+            if rest and not self._calls.calls:
+                rest = self._opening + rest
+            self._leave_calls()
+            if rest:
+                deltas.append(AnswerDelta(content=rest))
+        return deltas
+
+    def _advance(self, *, last: bool) -> list[AnswerDelta]:
+        deltas: list[AnswerDelta] = []
+        while self._held:
+            if self._calls is not None:
+                self._read_calls(self._calls, deltas)
+            elif self._reasoning:
+                if not self._read_reasoning(deltas, last):
+                    break
+            elif not self._read_content(deltas, last):
+                break
+        return deltas
+
+    def _read_calls(self, calls: ToolCallReader, deltas: list[AnswerDelta]) -> None:
+        text, self._held = self._held, ""
+        deltas += [AnswerDelta(tool_call=delta) for delta in calls.push(text)]
+        if calls.ended:
+            self._held = calls.rest
+            self._trim = calls.calls > 0
+            if not calls.calls and self._opening:
+                self._give(deltas, self._opening)
+            self._leave_calls()
+
+    def _leave_calls(self) -> None:
+        assert self._calls is not None
+        self._next_index = self._calls.next_index
+        self._calls = None
+
+    def _read_reasoning(self, deltas: list[AnswerDelta], last: bool) -> bool:
+        """Whether to go on."""
+        text = self._held.lstrip() if self._trim else self._held
+        before, found, after = text.partition(REASONING_END)
+        if found:
+            piece, self._held = before.rstrip(), after
+            self._reasoning, self._trim = False, True
+        else:
+            end = len(text) if last else len(text) - _held_back(text, REASONING_END)
+            piece = text[:end].rstrip() if not last else text
+            self._held = text[len(piece) :]
+            self._trim = self._trim and not piece
+        if piece:
+            deltas.append(AnswerDelta(reasoning=piece))
+        return bool(found)
+
+    def _read_content(self, deltas: list[AnswerDelta], last: bool) -> bool:
+        """Whether to go on."""
+        text = self._held = self._held.lstrip() if self._trim else self._held
+        start = text.lstrip()
+        if self._first and self._thinks:
+            if start.startswith(REASONING_BEGIN):
+                self._reasoning = self._trim = True
+                self._thinks = False
+                self._held = start[len(REASONING_BEGIN) :]
+                return True
+            if not last and REASONING_BEGIN.startswith(start):
+                return False
+        syntax = self._syntax
+        if syntax is None:
+            self._held = ""
+            self._give(deltas, text)
+            return False
+        if syntax.bare and self._first and start.startswith("{"):
+            self._start_calls(start, "")
+            return True
+        before, found, after = text.partition(syntax.begin)
+        if found:
+            content = before.rstrip()
+            self._give(deltas, content)
+            self._start_calls(after, before[len(content) :] + syntax.begin)
+            return True
+        piece = text
+        if not last:  # white space before a marker goes with it
+            piece = text[: len(text) - _held_back(text, syntax.begin)].rstrip()
+        self._held = text[len(piece) :]
+        self._give(deltas, piece)
+        return False
+
+    def _give(self, deltas: list[AnswerDelta], content: str) -> None:
+        if content:
+            deltas.append(AnswerDelta(content=content))
+            self._first = self._trim = False
+
+    def _start_calls(self, text: str, opening: str) -> None:
+        assert self._syntax is not None
+        self._calls = ToolCallReader(self._syntax, self._tools, self._next_index)
+        self._held, self._opening, self._first = text, opening, False
+
+
+def _held_back(text: str, marker: str) -> int:
+    """Length of the longest end of `text` that may be the start of the marker."""
+    longest = min(len(text), len(marker) - 1)
+    return next((n for n in range(longest, 0, -1) if marker.startswith(text[len(text) - n :])), 0)
