@@ -13,7 +13,7 @@ import numpy as np
 from octavo.errors import ModelFormatError
 from octavo.models.parameters import Parameter
 from octavo.quant import format_named, split_stored
-from octavo.quant.affine import INT8, Affine
+from octavo.quant.affine import INT8
 from octavo.quant.format import Format
 from octavo.quant.plain import Plain
 from octavo.quant.rows import row_blocks
@@ -37,7 +37,7 @@ def choose_formats(
       block-quantized elsewhere its full-precision matrices stay as stored: whoever made it chose so.
     - "none": the source's own type; float32 where it is block-quantized, the only type that holds its
       dequantized values exactly.
-    - "int8", "llm-int8": that one, embedding and head included (transformers keeps bitsandbytes away from
+    - "int8", "llm-int8", "nf4": that one, embedding and head included (transformers keeps bitsandbytes away from
       the head; the row rule is the same there, and they are a quarter of a small model).
 
     Raises ModelFormatError where a tensor is missing or has another shape than the config says,
@@ -47,7 +47,7 @@ def choose_formats(
     packable = [parameter.name for parameter in parameters if parameter.role != "vector"]
     formats: dict[str, Format] = {parameter.name: _VECTOR for parameter in parameters}
     if quant == "auto":
-        already_quantized = any(isinstance(stored[name], Affine) for name in packable)
+        already_quantized = not all(isinstance(stored[name], Plain) for name in packable)
         formats |= {name: stored[name] if already_quantized else INT8 for name in packable}
     elif quant == "none":
         formats |= {name: stored[name] if isinstance(stored[name], Plain) else _VECTOR for name in packable}

@@ -105,7 +105,7 @@ def test_what_does_not_fit_the_config_is_refused_before_any_reading(make_tensor,
     refused(replace(MATRIX, rows=(-64, 0)), ModelFormatError, "rows -64 to 0")
     refused(replace(MATRIX, unpermute_heads=5), ModelFormatError, "5 heads")
     refused(MATRIX, ModelFormatError, "[]", shape=())
-    refused(replace(MATRIX, name="source"), IncompatibleModelError, "q4_k", dtype="q4_k")
+    refused(replace(MATRIX, name="source"), IncompatibleModelError, "iq2_s", dtype="iq2_s")
 
 
 # --- reading ---------------------------------------------------------------------------------------

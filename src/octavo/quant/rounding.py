@@ -7,12 +7,14 @@ the codes as whole floats, and returns the scales to store and the minimums, or 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
 
 from octavo.errors import ModelFormatError
 
 Rule = Callable[[np.ndarray, int], tuple[np.ndarray, "np.ndarray | None"]]
+RuleName = Literal["stored-scale", "bitsandbytes", "ggml"]
 
 _GGML_BLOCK = 32
 
@@ -87,7 +89,7 @@ def _ggml_minimum(grouped: np.ndarray, columns: int) -> tuple[np.ndarray, np.nda
     return _as_float16(scales), _as_float16(least)
 
 
-RULES: Mapping[tuple[str, str], Rule] = {
+RULES: Mapping[tuple[RuleName, str], Rule] = {
     ("stored-scale", "none"): _stored_scale,
     ("bitsandbytes", "none"): _bitsandbytes,
     ("ggml", "none"): _ggml_symmetric,
