@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from octavo.errors import InvalidParameterError, ModelFormatError
-from octavo.quant.affine import INT8, LLM_INT8, Affine
+from octavo.quant.affine import INT4, INT8, LLM_INT8, Affine
 from octavo.quant.codebook import NF4, Codebook
 from octavo.quant.format import Format
 from octavo.quant.logical_layout import REF1
@@ -19,13 +19,13 @@ from octavo.quant.stored import split_stored, stored_format
 
 __all__ = ["REF1", "format_from_manifest", "format_named", "split_stored", "stored_format"]
 
-_NAMED: Mapping[str, Format] = {known.name: known for known in (INT8, LLM_INT8, NF4)}
+_NAMED: Mapping[str, Format] = {known.name: known for known in (INT8, LLM_INT8, INT4, NF4)}
 
 _KINDS: Mapping[Any, Callable[..., Format]] = {"plain": Plain, "affine": Affine, "codebook": Codebook}
 
 
 def format_named(name: str) -> Format:
-    """The format a user names: int8, llm-int8 or nf4.
+    """The format a user names: int8, llm-int8, int4 or nf4.
 
     "auto" and "none" are no formats: they depend on the checkpoint (`octavo.weights.choose_formats`). Raises
     InvalidParameterError.

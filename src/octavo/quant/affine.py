@@ -17,7 +17,6 @@ from octavo.quant import rounding
 from octavo.quant.nibbles import join_nibbles, split_nibbles
 from octavo.quant.rows import row_blocks
 from octavo.quant.scales import (
-    SCALE_DTYPES,
     ScaleStorage,
     flat,
     is_two_level,
@@ -90,29 +89,25 @@ class Affine:
         not a multiple of 32 for ggml's formats.
         """
         assert self.rounding is not None, f"nothing is packed to {self.name}"
-        assert not is_two_level(self.scales)
-        assert not self.ordered
         rows, columns = weight.shape
         groups = self.groups(columns)
         padded = groups * (self.group_size or columns)
         rule = rounding.RULES[self.rounding, self.zero]
         codes = np.empty((rows, self._code_columns(columns)), np.uint8 if self.bits == 4 else np.int8)
-        scales = np.empty((rows, groups), SCALE_DTYPES[self.scales])
-        minimums = np.empty_like(scales) if self.zero == "minimum" else None
+        packed = {"codes": codes}
         for block in row_blocks((rows, padded)):
             grouped = np.zeros((block.stop - block.start, padded), np.float32)
             grouped[:, :columns] = weight[block]
             grouped = grouped.reshape(len(grouped), groups, -1)
-            scales[block], least = rule(grouped, columns)
-            if minimums is not None:
-                minimums[block] = least
-            whole = grouped.reshape(len(grouped), padded)[:, :columns]
+            for name, part in rule(grouped, columns).items():
+                whole = packed.setdefault(name, np.empty((rows, part.shape[1]), part.dtype))
+                whole[block] = part
+            found = grouped.reshape(len(grouped), padded)[:, :columns]
             if self.bits == 4:
-                codes[block] = join_nibbles(whole.astype(np.uint8))
+                codes[block] = join_nibbles(found.astype(np.uint8))
             else:
-                np.copyto(codes[block], whole, casting="unsafe")
-        packed = {"codes": codes, "scales": scales}
-        return packed if minimums is None else packed | {"minimums": minimums}
+                np.copyto(codes[block], found, casting="unsafe")
+        return packed
 
     def unpack(self, packed: Mapping[str, np.ndarray], columns: int) -> np.ndarray:
         """Arrays -> float32 [N, columns], bit-equal to the dequantizer of the library that defined the format."""
@@ -147,11 +142,14 @@ class Affine:
         """float32 [N, groups] such that weight = code * scale + minimum; None where code * scale is all."""
         zeros, minimums = self._zeros(packed), packed.get("minimums")
         if zeros is not None:
-            return -zeros * self.flat_scales(packed)
+            products: np.ndarray = -zeros * self.flat_scales(packed)
+            return products
         if minimums is None:
             return None
         stored = flat(self.scales, minimums, packed.get("super_minimums"), self.group_size or 0)
-        return -stored if is_two_level(self.scales) else stored
+        if is_two_level(self.scales):
+            np.negative(stored, out=stored)
+        return stored
 
     def select_rows(
         self, packed: Mapping[str, np.ndarray], rows: np.ndarray | slice
@@ -179,6 +177,10 @@ class Affine:
             return np.full(packed["scales"].shape, NIBBLE_ZERO, np.float32)
         return None
 
+
+INT4 = Affine("int4", 4, 32, "minimum", "u8*f16", "step", "search")
+"""Ours: for each group the scale and minimum of least squared error that a search finds, in 8 bits each:
+4.625 bits a weight."""
 
 INT8 = Affine("int8", 8, 64, "none", "f16", "step", "stored-scale")
 """Ours: codes -127..127, the nearest to weight / scale for the scale as stored."""

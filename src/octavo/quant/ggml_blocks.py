@@ -109,7 +109,8 @@ def _d_m(blocks: np.ndarray) -> dict[str, np.ndarray]:
 
 def _q5_codes(blocks: np.ndarray, start: int) -> np.ndarray:
     fifth = np.unpackbits(blocks[..., start : start + 4], axis=-1, bitorder="little")
-    return _halves(blocks[..., start + 4 :]) | fifth << 4
+    codes: np.ndarray = _halves(blocks[..., start + 4 :]) | fifth << 4
+    return codes
 
 
 def _q5_0_codes(blocks: np.ndarray) -> np.ndarray:
@@ -175,7 +176,9 @@ def _q4_k_codes(blocks: np.ndarray) -> np.ndarray:
 
 
 def _q5_k_codes(blocks: np.ndarray) -> np.ndarray:
-    return _joined(_halves(_runs(blocks[..., 48:], 32))) | _bit_planes(blocks[..., 16:48], 1) << 4
+    fifth = _bit_planes(blocks[..., 16:48], 1)
+    codes: np.ndarray = _joined(_halves(_runs(blocks[..., 48:], 32))) | fifth << 4
+    return codes
 
 
 def _q6_k_numbers(blocks: np.ndarray) -> dict[str, np.ndarray]:
