@@ -65,6 +65,7 @@ def _ggml_symmetric(grouped: np.ndarray, columns: int) -> dict[str, np.ndarray]:
     largest = _absmax(grouped)
     _require_finite(largest)
     scales = largest / 127
+    stored = _as_float16(scales)
     grouped *= _reciprocals(scales)[..., None]
     away = np.copysign(np.float32(0.5), grouped)
     # floor(|x|) + floor(2 * fraction), as roundf does: adding 0.5 first would round 0.49999997 up.
@@ -72,7 +73,7 @@ def _ggml_symmetric(grouped: np.ndarray, columns: int) -> dict[str, np.ndarray]:
     grouped -= whole
     whole += np.where(np.abs(grouped) >= 0.5, 2 * away, 0)
     grouped[...] = whole
-    return {"scales": _as_float16(scales)}
+    return {"scales": stored}
 
 
 def _ggml_minimum(grouped: np.ndarray, columns: int) -> dict[str, np.ndarray]:
@@ -81,13 +82,15 @@ def _ggml_minimum(grouped: np.ndarray, columns: int) -> dict[str, np.ndarray]:
     least, largest = grouped.min(axis=-1), grouped.max(axis=-1)
     _require_finite(least)
     _require_finite(largest)
-    scales = (largest - least) / 15
+    with np.errstate(over="ignore"):
+        scales = (largest - least) / 15
+    stored = {"scales": _as_float16(scales), "minimums": _as_float16(least)}
     grouped -= least[..., None]
     grouped *= _reciprocals(scales)[..., None]
     grouped += np.float32(0.5)
     np.trunc(grouped, out=grouped)
     np.minimum(grouped, 15, out=grouped)
-    return {"scales": _as_float16(scales), "minimums": _as_float16(least)}
+    return stored
 
 
 RULES: Mapping[tuple[RuleName, str], Rule] = {
@@ -106,7 +109,8 @@ def _absmax(grouped: np.ndarray) -> np.ndarray:
 
 
 def _reciprocals(scales: np.ndarray) -> np.ndarray:
-    zero = scales == 0
+    # Below 2**-126 the reciprocal may overflow; in float16 such a scale is 0 as well.
+    zero = scales < np.finfo(np.float32).tiny
     reciprocals: np.ndarray = np.where(zero, np.float32(0), 1 / np.where(zero, np.float32(1), scales))
     return reciprocals
 

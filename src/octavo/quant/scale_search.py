@@ -18,6 +18,7 @@ _SHARES = (1.0, 0.9, 0.8)
 _ROUNDS = 3
 _MOST = np.float32(15)
 _TINY = np.float32(1e-30)
+_LARGEST = 255 * 65504.0
 
 
 def search_scales(grouped: np.ndarray, columns: int) -> dict[str, np.ndarray]:
@@ -27,11 +28,16 @@ def search_scales(grouped: np.ndarray, columns: int) -> dict[str, np.ndarray]:
     """
     size = grouped.shape[-1]
     least = np.minimum(grouped.min(axis=-1), 0)
-    largest = np.maximum(grouped.max(axis=-1), 0)
+    largest = grouped.max(axis=-1)
     if not (np.isfinite(least).all() and np.isfinite(largest).all()):
         raise ModelFormatError(
             "a weight is infinite or not a number",
             remedy="The checkpoint is broken: fetch it again, or use another.",
+        )
+    if max(largest.max(initial=0), -least.min(initial=0)) > _LARGEST:
+        raise ModelFormatError(
+            f"a weight is beyond what int4's float16 scales can hold ({_LARGEST:.3g})",
+            remedy="Use --quant none.",
         )
     scales, depths = _best(grouped, least, largest)
     supers = SUPER_COLUMNS // size
@@ -98,15 +104,10 @@ def _two_level(values: np.ndarray, supers: int) -> tuple[np.ndarray, np.ndarray,
     padded[:, :groups] = values
     blocks = padded.reshape(rows, -1, supers)
     largest = blocks.max(axis=-1)
-    with np.errstate(over="ignore"):
-        shared = (largest / 255).astype(np.float16)
+    shared = (largest / 255).astype(np.float16)
     # Among float16's subnormals rounding down may leave the largest out of reach.
     short = largest > 255.5 * shared.astype(np.float32)
     shared[short] = np.nextafter(shared[short], np.float16(np.inf))
-    if np.isinf(shared).any():
-        raise ModelFormatError(
-            "a weight is too large for the float16 in which int4 keeps scales", remedy="Use --quant none."
-        )
     steps = shared.astype(np.float32)[..., None]
     codes = np.clip(np.rint(blocks / np.where(steps > 0, steps, 1)), 0, 255)
     said = (codes * steps).reshape(rows, -1)[:, :groups]

@@ -13,6 +13,7 @@ import numpy as np
 
 from octavo.models.config_reader import ConfigReader
 from octavo.quant.affine import Affine
+from octavo.quant.checkpoint.column_groups import group_columns
 from octavo.quant.checkpoint.integers import from_words
 from octavo.quant.checkpoint.modules import Module, Modules
 from octavo.quant.nibbles import join_nibbles
@@ -29,19 +30,18 @@ def read(config: ConfigReader, modules: Modules) -> None:
     for key in ("bits", "w_bit"):
         if config.integer(key, 4) != 4:
             raise config.unsupported(key, "is not 4")
-    group_size = config.raw("q_group_size" if config.has("q_group_size") else "group_size", 128)
-    if type(group_size) is not int or (group_size < 1 and group_size != -1):
-        raise config.unsupported("group_size", "is neither a number of columns nor -1")
+    size_key = "q_group_size" if config.has("q_group_size") else "group_size"
     if config.text("version", "gemm").lower() != "gemm":
         raise config.unsupported("version", "is not gemm, the layout that checkpoints are shared in")
     for key in _SAID_BY_TENSORS:
         config.raw(key)
     for module in modules.holding("qweight", "qzeros scales"):
-        _module(modules, module, None if group_size == -1 else group_size)
+        _module(config, size_key, modules, module)
 
 
-def _module(modules: Modules, module: Module, group_size: int | None) -> None:
+def _module(config: ConfigReader, size_key: str, modules: Modules, module: Module) -> None:
     columns, words = module.part("qweight", "i32", 2).shape
+    group_size = group_columns(config, size_key, columns)
     rows = words * 8
     groups = 1 if group_size is None else -(-columns // group_size)
     scales = module.part("scales", "f16 bf16 f32", 2)

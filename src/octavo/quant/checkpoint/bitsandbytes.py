@@ -117,7 +117,7 @@ def _state(module: Module, table: str) -> dict[str, Any]:
 def _nested(module: Module, state: dict[str, Any]) -> np.ndarray:
     """float32 absmax of each block, as bitsandbytes' dequantize_blockwise and the offset make it."""
     codes = module.parts["weight.absmax"].read()
-    shared = np.repeat(module.floats("weight.nested_absmax"), state["nested_blocksize"])[: len(codes)]
+    shared = module.floats("weight.nested_absmax")[np.arange(len(codes)) // state["nested_blocksize"]]
     absmax: np.ndarray = module.floats("weight.nested_quant_map")[codes] * shared
     absmax += np.float32(state["nested_offset"])
     return absmax

@@ -1,4 +1,4 @@
-"""Which group of columns each scale is for: in order, or as a `g_idx` says (GPTQ's act-order).
+"""Which columns each scale is for: so many in order, or as a `g_idx` says (GPTQ's act-order).
 
 Shape letters: K input columns.
 """
@@ -7,7 +7,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from octavo.models.config_reader import ConfigReader
 from octavo.quant.checkpoint.modules import Module
+
+
+def group_columns(config: ConfigReader, key: str, columns: int) -> int | None:
+    """The group size that a config states, -1 meaning whole rows; None for one group a row.
+
+    Raises UnsupportedConfigError for what is no size. A group wider than the row is the row: whoever allocates by
+    group sizes must not meet one that only the config bounds.
+    """
+    size = config.raw(key, -1)
+    if type(size) is not int or (size < 1 and size != -1):
+        raise config.unsupported(key, "is neither a number of columns nor -1")
+    return None if size == -1 or size >= columns else size
 
 
 def column_order(module: Module, suffix: str, columns: int, group_size: int | None) -> np.ndarray | None:

@@ -13,14 +13,14 @@ letters: N output rows, K input columns.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 
 from octavo.models.config_reader import ConfigReader
 from octavo.quant.affine import Affine
-from octavo.quant.checkpoint.column_groups import column_order
-from octavo.quant.checkpoint.float8 import SIXTEEN_BIT_ACTIVATIONS, put_float8
+from octavo.quant.checkpoint.column_groups import column_order, group_columns
+from octavo.quant.checkpoint.float8 import SIXTEEN_BIT_ACTIVATIONS, block_shape, put_float8
 from octavo.quant.checkpoint.integers import codes_of_rows, from_words, reordered, zeros_of
 from octavo.quant.checkpoint.modules import Module, Modules
 
@@ -63,8 +63,8 @@ def read(config: ConfigReader, modules: Modules) -> None:
 def _read_weights(scheme: ConfigReader, modules: Modules) -> None:
     bits, kind = scheme.integer("num_bits", 8), scheme.text("type", "int")
     strategy = scheme.raw("strategy")
-    group_size = scheme.raw("group_size")
-    block: Any = scheme.raw("block_structure")
+    scheme.raw("group_size")
+    block = block_shape(scheme, "block_structure")
     for key in (*_WEIGHT_BOOKKEEPING, "symmetric", "actorder"):
         scheme.raw(key)
     scheme.finish()
@@ -72,27 +72,26 @@ def _read_weights(scheme: ConfigReader, modules: Modules) -> None:
     if kind == "float":
         if bits != 8:
             raise scheme.unsupported("num_bits", "is not 8, the only width of float weights that can be read")
-        if strategy == "block" and not (isinstance(block, list) and len(block) == 2):
-            raise scheme.unsupported("block_structure", "is not two numbers")
+        if (block is not None) != (strategy == "block"):
+            raise scheme.unsupported("block_structure", f"contradicts the strategy {strategy!r}")
         for module in modules.holding("weight_scale", "weight input_scale"):
-            put_float8(modules, module, "weight_scale", tuple(block) if strategy == "block" else None)
+            put_float8(modules, module, "weight_scale", block)
         return
     if kind != "int" or bits not in (4, 8):
         raise scheme.unsupported("num_bits", f"of type {kind} is not int of 4 or 8")
     if strategy not in ("tensor", "channel", "group"):
         raise scheme.unsupported("strategy", "is not tensor, channel or group")
-    if strategy == "group" and (type(group_size) is not int or group_size < 1):
-        raise scheme.unsupported("group_size", "is not a number of columns")
-    group = group_size if strategy == "group" else None
+    sizes = scheme if strategy == "group" else None
     for module in modules.holding("weight_packed", f"weight_shape {parts}"):
-        _packed(modules, module, bits, group)
+        _packed(sizes, modules, module, bits)
     if bits == 8:
         for module in modules.holding("weight_scale", f"weight {parts}"):
             if "weight" in module.parts and module.parts["weight"].dtype == "i8":
-                _plain_int8(modules, module, group)
+                _plain_int8(sizes, modules, module)
 
 
-def _packed(modules: Modules, module: Module, bits: int, group: int | None) -> None:
+def _packed(sizes: ConfigReader | None, modules: Modules, module: Module, bits: int) -> None:
+    """`sizes` says the group size; None: one group a row."""
     module.part("weight_shape", "i64 i32", 1)
     module.expect("weight_shape", (2,))
     rows, columns = (int(n) for n in module.parts["weight_shape"].read())
@@ -102,6 +101,7 @@ def _packed(modules: Modules, module: Module, bits: int, group: int | None) -> N
             f"has weight_packed {list(words.shape)} for [{rows}, {columns}] of {bits} bits"
         )
     zeroed = "weight_zero_point" in module.parts
+    group = None if sizes is None else group_columns(sizes, "group_size", columns)
     groups = 1 if group is None else -(-columns // group)
     if zeroed:
         module.part("weight_zero_point", "i32", 2)
@@ -124,8 +124,9 @@ def _packed(modules: Modules, module: Module, bits: int, group: int | None) -> N
     modules.put(module, (rows, columns), kept, load)
 
 
-def _plain_int8(modules: Modules, module: Module, group: int | None) -> None:
+def _plain_int8(sizes: ConfigReader | None, modules: Modules, module: Module) -> None:
     rows, columns = module.part("weight", "i8", 2).shape
+    group = None if sizes is None else group_columns(sizes, "group_size", columns)
     groups = 1 if group is None else -(-columns // group)
     zeroed = "weight_zero_point" in module.parts
     _expect_scales(module, "weight_scale", rows, groups)

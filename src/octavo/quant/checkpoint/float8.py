@@ -35,13 +35,19 @@ def read_blocks(config: ConfigReader, modules: Modules) -> None:
         config.raw(key)
     if config.text("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
         raise config.unsupported("fmt", "is not e4m3")
-    block = config.raw("weight_block_size")
-    if block is not None and (
-        not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block)
-    ):
-        raise config.unsupported("weight_block_size", "is not two numbers")
+    block = block_shape(config, "weight_block_size")
     for module in modules.holding("weight_scale_inv", "weight activation_scale input_scale"):
-        put_float8(modules, module, "weight_scale_inv", None if block is None else (block[0], block[1]))
+        put_float8(modules, module, "weight_scale_inv", block)
+
+
+def block_shape(config: ConfigReader, key: str) -> tuple[int, int] | None:
+    """Rows and columns of a block as a config states them, None where it does not."""
+    block = config.raw(key)
+    if block is None:
+        return None
+    if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
+        raise config.unsupported(key, "is not two numbers of rows and columns")
+    return block[0], block[1]
 
 
 def put_float8(modules: Modules, module: Module, suffix: str, block: tuple[int, int] | None) -> None:
@@ -64,7 +70,7 @@ def put_float8(modules: Modules, module: Module, suffix: str, block: tuple[int, 
         if block is None:
             scales = np.broadcast_to(scales.reshape(-1, 1), (rows, 1))
         else:
-            scales = np.repeat(scales, block[0], axis=0)[:rows]
+            scales = scales[np.arange(rows) // block[0]]
         return {"codes": codes, "scales": np.ascontiguousarray(scales)}
 
     modules.put(module, (rows, columns), kept, load)

@@ -16,7 +16,7 @@ import numpy as np
 
 from octavo.models.config_reader import ConfigReader
 from octavo.quant.affine import Affine
-from octavo.quant.checkpoint.column_groups import column_order
+from octavo.quant.checkpoint.column_groups import column_order, group_columns
 from octavo.quant.checkpoint.integers import codes_of_columns, from_words, reordered, zeros_of
 from octavo.quant.checkpoint.modules import Module, Modules
 
@@ -34,21 +34,19 @@ def read(config: ConfigReader, modules: Modules) -> None:
     bits = config.integer("bits")
     if bits not in (4, 8):
         raise config.unsupported("bits", "is not 4 or 8")
-    group_size = config.raw("group_size", -1)
-    if type(group_size) is not int or (group_size < 1 and group_size != -1):
-        raise config.unsupported("group_size", "is neither a number of columns nor -1")
     layout = config.text("checkpoint_format", "gptq")
     if layout not in ("gptq", "gptq_v2"):
         raise config.unsupported("checkpoint_format", "is not gptq or gptq_v2")
     for key in _SAID_BY_TENSORS:
         config.raw(key)
     for module in modules.holding("qweight", "qzeros scales g_idx"):
-        _module(modules, module, bits, None if group_size == -1 else group_size, layout == "gptq")
+        _module(config, modules, module, bits, layout == "gptq")
 
 
-def _module(modules: Modules, module: Module, bits: int, group_size: int | None, less_one: bool) -> None:
+def _module(config: ConfigReader, modules: Modules, module: Module, bits: int, less_one: bool) -> None:
     words, rows = module.part("qweight", "i32", 2).shape
     columns = words * 32 // bits
+    group_size = group_columns(config, "group_size", columns)
     groups = 1 if group_size is None else -(-columns // group_size)
     scales = module.part("scales", "f16 bf16 f32", 2)
     module.expect("scales", (groups, rows))
