@@ -16,6 +16,7 @@ from octavo.models import build_model
 from octavo.models.parameters import Parameter
 from octavo.models.spec import ModelSpec
 from octavo.plan import LoadPlan, make_plan
+from octavo.quant.checkpoint import open_quantized
 from octavo.quant.format import Format
 from octavo.runners import runner_kinds
 from octavo.settings import Settings
@@ -24,7 +25,7 @@ from octavo.types import ModelSource, Progress
 from octavo.validate import validate_settings
 from octavo.weights import choose_formats, open_weights
 
-_SMALLER_QUANTS = ("int8", "llm-int8")
+_SMALLER_QUANTS = ("int8", "llm-int8", "int4")
 """What a refusal may suggest instead."""
 
 
@@ -57,6 +58,7 @@ def plan_model(settings: Settings, *, progress: Progress | None = None) -> Plann
         cache_dir=settings.cache_dir,
         progress=progress,
     )
+    source = open_quantized(source)
     spec, parameters = build_model(source.config, source.naming)
 
     def formats(quant: str) -> Mapping[str, Format]:

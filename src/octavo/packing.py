@@ -6,14 +6,15 @@ tensor's size. Storing the arrays is `octavo.weights`' work. Shape letters: N ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from octavo.errors import ModelFormatError
 from octavo.models.parameters import Parameter
 from octavo.quant import format_named, split_stored
-from octavo.quant.affine import INT8, Affine
+from octavo.quant.affine import INT8
+from octavo.quant.checkpoint import PackedTensor
 from octavo.quant.format import Format
 from octavo.quant.plain import Plain
 from octavo.quant.rows import row_blocks
@@ -21,6 +22,9 @@ from octavo.quant.stored import require_stored_format
 from octavo.types import TensorRef
 
 _VECTOR = Plain("f32")
+
+_FOUR_BITS = ("int4", "nf4")
+_HEAD = "head.weight"
 
 _BLOCK_VALUES = 1 << 21
 """8 MiB of float32 between two formats."""
@@ -39,6 +43,7 @@ def choose_formats(
       dequantized values exactly.
     - "int8", "llm-int8": that one, embedding and head included (transformers keeps bitsandbytes away from
       the head; the row rule is the same there, and they are a quarter of a small model).
+    - "int4", "nf4": that one for the layers' matrices, int8 for embedding and head, which 4 bits hurt most.
 
     Raises ModelFormatError where a tensor is missing or has another shape than the config says,
     IncompatibleModelError where its type cannot be read, InvalidParameterError for an unknown name.
@@ -47,12 +52,15 @@ def choose_formats(
     packable = [parameter.name for parameter in parameters if parameter.role != "vector"]
     formats: dict[str, Format] = {parameter.name: _VECTOR for parameter in parameters}
     if quant == "auto":
-        already_quantized = any(isinstance(stored[name], Affine) for name in packable)
+        already_quantized = not all(isinstance(stored[name], Plain) for name in packable)
         formats |= {name: stored[name] if already_quantized else INT8 for name in packable}
     elif quant == "none":
         formats |= {name: stored[name] if isinstance(stored[name], Plain) else _VECTOR for name in packable}
     else:
-        formats |= dict.fromkeys(packable, format_named(quant))
+        chosen = format_named(quant)
+        formats |= dict.fromkeys(packable, chosen)
+        if quant in _FOUR_BITS:
+            formats |= {p.name: INT8 for p in parameters if p.role == "embedding" or p.name == _HEAD}
     return formats
 
 
@@ -83,19 +91,29 @@ def _vector(parameter: Parameter, source: TensorRef) -> np.ndarray:
 
 
 def _matrix(parameter: Parameter, source: TensorRef, format: Format) -> dict[str, np.ndarray]:
-    stored = require_stored_format(source.dtype, source.name)
+    stored = _format_of(source)
     rows, columns = parameter.shape
-    # Rows are taken from the raw bytes: no stored type mixes them.
-    raw = source.read()[_rows(parameter)]
+    read = _reader(source, _rows(parameter), columns)
     if format == stored:
-        return split_stored(source.dtype, raw, columns)
+        return read(slice(None))
     packed: dict[str, np.ndarray] = {}
     for block in row_blocks((rows, columns), _BLOCK_VALUES):
-        weight = stored.unpack(split_stored(source.dtype, raw[block], columns), columns)
+        weight = stored.unpack(read(block), columns)
         for name, part in format.pack(weight).items():
             whole = packed.setdefault(name, np.empty((rows, *part.shape[1:]), part.dtype))
             whole[block] = part
     return packed
+
+
+def _reader(
+    source: TensorRef, rows: slice | np.ndarray, columns: int
+) -> Callable[[slice], dict[str, np.ndarray]]:
+    """From a slice of `rows` of the source to its arrays, as stored: no stored type mixes rows."""
+    if isinstance(source, PackedTensor):
+        arrays = source.format.select_rows(source.load(), rows)
+        return lambda block: source.format.select_rows(arrays, block)
+    raw = source.read()[rows]
+    return lambda block: split_stored(source.dtype, raw[block], columns)
 
 
 def _rows(parameter: Parameter) -> slice | np.ndarray:
@@ -109,7 +127,13 @@ def _rows(parameter: Parameter) -> slice | np.ndarray:
 
 
 def _stored_format(parameter: Parameter, tensors: Mapping[str, TensorRef]) -> Format:
-    return require_stored_format(_source(parameter, tensors).dtype, parameter.source)
+    return _format_of(_source(parameter, tensors))
+
+
+def _format_of(source: TensorRef) -> Format:
+    if isinstance(source, PackedTensor):
+        return source.format
+    return require_stored_format(source.dtype, source.name)
 
 
 def _source(parameter: Parameter, tensors: Mapping[str, TensorRef]) -> TensorRef:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-QuantName = Literal["auto", "none", "int8", "llm-int8"]
+QuantName = Literal["auto", "none", "int8", "llm-int8", "int4", "nf4"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 RunnerName = Literal["auto", "cpu", "reference"]
 IsaName = Literal["auto", "avx512", "avx2", "portable"]

@@ -61,7 +61,6 @@ def test_the_configs_themselves_are_taken():
         (LLAMA, {"hidden_act": "gelu"}, "hidden_act"),
         (LLAMA, {"sliding_window": 4096}, "sliding_window"),
         (LLAMA, {"logit_scale": 0.5}, "logit_scale"),
-        (LLAMA, {"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
         (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling"),
         (LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling"),
         (LLAMA, {"rope_scaling": {"type": "linear", "factor": 4.0, "mscale": 2.0}}, "rope_scaling.mscale"),

@@ -12,7 +12,8 @@ from octavo.errors import IncompatibleModelError, InvalidParameterError, ModelFo
 from octavo.models.parameters import Parameter
 from octavo.packing import choose_formats, pack_parameter
 from octavo.quant import stored_format
-from octavo.quant.affine import INT8, LLM_INT8, Q4_1, Q8_0
+from octavo.quant.affine import INT4, INT8, LLM_INT8, Q4_1, Q8_0
+from octavo.quant.codebook import NF4
 from octavo.quant.plain import Plain
 
 STORED = ["f32", "f16", "bf16", "q8_0", "q4_1"]
@@ -72,6 +73,14 @@ def test_none_is_the_source_or_float32(make_tensor):
     }
 
 
+@pytest.mark.parametrize(("quant", "form"), [("int4", INT4), ("nf4", NF4)])
+def test_four_bits_leave_embedding_and_head_at_eight(make_tensor, quant, form):
+    parameters, tensors = checkpoint_of(make_tensor, embedding="q8_0", head="bf16", q="q4_1", norm="f32")
+    parameters[1] = replace(parameters[1], name="head.weight")
+    formats = choose_formats(parameters, tensors, quant)
+    assert formats == {"embedding": INT8, "head.weight": INT8, "q": form, "norm": Plain("f32")}
+
+
 @pytest.mark.parametrize(("quant", "form"), [("int8", INT8), ("llm-int8", LLM_INT8)])
 def test_a_named_format_is_every_matrix(make_tensor, quant, form):
     parameters, tensors = checkpoint_of(make_tensor, embedding="q8_0", head="bf16", q="q4_1", norm="f32")
@@ -105,7 +114,7 @@ def test_what_does_not_fit_the_config_is_refused_before_any_reading(make_tensor,
     refused(replace(MATRIX, rows=(-64, 0)), ModelFormatError, "rows -64 to 0")
     refused(replace(MATRIX, unpermute_heads=5), ModelFormatError, "5 heads")
     refused(MATRIX, ModelFormatError, "[]", shape=())
-    refused(replace(MATRIX, name="source"), IncompatibleModelError, "q4_k", dtype="q4_k")
+    refused(replace(MATRIX, name="source"), IncompatibleModelError, "iq2_s", dtype="iq2_s")
 
 
 # --- reading ---------------------------------------------------------------------------------------

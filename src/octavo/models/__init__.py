@@ -44,16 +44,9 @@ def build_model(config: Mapping[str, Any], naming: TensorNaming) -> tuple[ModelS
             remedy="Choose a model of a supported family; code from the checkpoint is never run.",
             key="model_type",
         )
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
-        raise UnsupportedConfigError(
-            f"the checkpoint is already quantized by {method!r}, whose numbers Octavo cannot read yet",
-            remedy="Use the full-precision checkpoint of the same model, or a GGUF of it in Q8_0 or Q4_1.",
-            key="quantization_config",
-        )
     family = import_module(_FAMILIES[model_type])
     reader = ConfigReader(config, model_type)
+    reader.raw("quantization_config")  # of the weights' storage: read by octavo.quant.checkpoint
     spec: ModelSpec = family.build(reader)
     reader.finish()
     return spec, parameters(spec, family.NAMES, naming)
