@@ -20,7 +20,15 @@ from octavo.errors import InvalidInputError
 from octavo.frontend import Frontend
 from octavo.generation import Generation, Inbox, TextStream
 from octavo.loading import PlannedModel, load_backend, plan_model
-from octavo.settings import DtypeName, IsaName, QuantName, RunnerName, SamplingParams, Settings
+from octavo.settings import (
+    ActivationsName,
+    DtypeName,
+    IsaName,
+    QuantName,
+    RunnerName,
+    SamplingParams,
+    Settings,
+)
 from octavo.types import Completion, Message, Progress, Request, Sampling, Score, TextEvent
 from octavo.validate import split_prompts, validate_text
 
@@ -48,6 +56,7 @@ class LLM:
         dtype: DtypeName = "auto",
         runner: RunnerName = "auto",
         isa: IsaName = "auto",
+        activations: ActivationsName = "int16",
         context: int | None = None,
         max_sequences: int = 1,
         threads: int | None = None,
@@ -66,6 +75,7 @@ class LLM:
             dtype=dtype,
             runner=runner,
             isa=isa,
+            activations=activations,
             context=context,
             max_sequences=max_sequences,
             threads=threads,

@@ -70,7 +70,7 @@ def plan_model(settings: Settings, *, progress: Progress | None = None) -> Plann
         parameters=parameters,
         formats=formats(settings.quant),
         file_bytes={name: tensor.nbytes for name, tensor in source.tensors.items()},
-        kinds=runner_kinds(settings.runner, settings.isa),
+        kinds=runner_kinds(settings.runner, settings.isa, settings.activations),
         machine=machine,
         device=device,
         alternatives={name: formats(name) for name in _SMALLER_QUANTS if name != settings.quant},
@@ -88,9 +88,9 @@ class LoadedBackend:
 def load_backend(model: PlannedModel, *, progress: Progress | None = None) -> LoadedBackend:
     """Pack the weights (or map the packed cache), build the runner and the engine on it."""
     plan = model.plan
-    (kind,) = (
-        kind for kind in runner_kinds(model.settings.runner, model.settings.isa) if kind.name == plan.runner
-    )
+    settings = model.settings
+    kinds = runner_kinds(settings.runner, settings.isa, settings.activations)
+    (kind,) = (kind for kind in kinds if kind.name == plan.runner)
     weights = open_weights(
         model=kept_name(model.source.location),
         fingerprint=model.source.fingerprint,
