@@ -77,7 +77,7 @@ def encoding_of(format: Format, columns: int, lanes: int) -> Encoding | None:
     """The encoding of a matrix of that many columns; None: the kernels have none for this format."""
     if isinstance(format, Plain):
         return Encoding(_PLAIN_CODECS[format.dtype], 0, 0, columns, lanes)
-    if not isinstance(format, Affine):
+    if not isinstance(format, Affine) or format.zero == "integer" or format.ordered:
         return None
     group = _round_up(columns, 64) if format.group_size is None else format.group_size
     scales = "f32" if format.scale_rule == "absmax" else format.scales
