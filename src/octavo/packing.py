@@ -1,7 +1,8 @@
 """From a checkpoint's tensors to packed parameters: which format each one gets, and its arrays.
 
-One parameter at a time, in row blocks: beside the result no more than a few MiB are held, whatever the
-tensor's size. Storing the arrays is `octavo.weights`' work. Shape letters: N output rows, K input columns.
+One parameter at a time, in row blocks: beside the result no more than a few MiB are held, whatever the tensor's size
+(of a quantized Hugging Face checkpoint, the tensor). Storing the arrays is `octavo.weights`' work. Shape letters:
+N output rows, K input columns.
 """
 
 from __future__ import annotations
