@@ -57,7 +57,9 @@ def plan_model(settings: Settings, *, progress: Progress | None = None) -> Plann
         cache_dir=settings.cache_dir,
         progress=progress,
     )
-    spec, parameters = build_model(source.config, source.naming)
+    spec, parameters = build_model(
+        source.config, source.naming, tensors=source.tensors, context_tokens=settings.context
+    )
 
     def formats(quant: str) -> Mapping[str, Format]:
         return choose_formats(parameters, source.tensors, quant)

@@ -19,6 +19,10 @@ RunnerName = Literal["auto", "cpu", "reference"]
 IsaName = Literal["auto", "avx512", "avx2", "portable"]
 
 
+DEFAULT_CONTEXT_TOKENS = 8192
+"""Most context taken when none is asked for."""
+
+
 def _option(default: Any, help: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": help, **more})
 

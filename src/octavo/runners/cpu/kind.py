@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from octavo.models.parameters import Parameter
-from octavo.models.spec import Attention, DenseMLP, ModelSpec
+from octavo.models.spec import Attention, DenseMLP, LayerSpec, ModelSpec
 from octavo.quant.format import Format, Layout
 from octavo.runners.base import Runner, RunnerConfig
 from octavo.runners.cpu import limits
@@ -80,8 +80,10 @@ def thread_count(config: RunnerConfig) -> int:
     return config.threads or os.cpu_count() or 1
 
 
-def _declines_layer(layer: object) -> str | None:
-    mixer, ffn = getattr(layer, "mixer", None), getattr(layer, "ffn", None)
+def _declines_layer(layer: LayerSpec) -> str | None:
+    mixer, ffn = layer.mixer, layer.ffn
+    if layer.parallel:
+        return "it does not compute attention and MLP side by side"
     if not isinstance(mixer, Attention):
         return f"it has no kernels for {type(mixer).__name__}"
     if not isinstance(ffn, DenseMLP):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from octavo.models.parameters import Parameter
-from octavo.models.spec import LayerSpec, ModelSpec, Norm, Rope
+from octavo.models.spec import DenseMLP, LayerSpec, ModelSpec, Norm, Rope
 from octavo.runners.base import RunnerConfig
 from octavo.runners.cpu import library
 from octavo.runners.cpu.layout import VECTORS, alternate, bundle_name, encoding_of, part_name, vector_places
@@ -106,6 +106,7 @@ class _Builder:
 
     def _layer(self, index: int, layer: LayerSpec, ropes: list[Rope], kv_group: int) -> library.Layer:
         mixer, ffn, hidden = layer.mixer, layer.ffn, self._spec.hidden_size
+        assert isinstance(ffn, DenseMLP), "other kinds were declined"
         prefix = f"layers.{index}."
         q_rows, kv_rows = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
         assert mixer.heads % mixer.kv_heads == 0
