@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Cohere2Config,
     CohereConfig,
     Gemma2Config,
     Gemma3Config,
@@ -138,6 +139,12 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "granite": GraniteConfig(**_SMALL, **_GRANITE),
     "stablelm": StableLmConfig(**_SMALL, use_qkv_bias=True),
     "cohere": CohereConfig(**_SMALL, logit_scale=0.3),
+    "cohere2": Cohere2Config(
+        **_SMALL,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        logit_scale=0.3,
+    ),
     "mixtral": MixtralConfig(**_SMALL, **_EXPERTS, sliding_window=16),
     "qwen3-moe": Qwen3MoeConfig(**_QWEN3_MOE, norm_topk_prob=True, mlp_only_layers=[1]),
 }

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    Cohere2Config,
     CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
@@ -147,10 +148,14 @@ CASES: dict[str, tuple[Any, PreTrainedConfig]] = {
     ),
     "stablelm": (_ARCH.STABLELM, StableLmConfig(**_SIZES, use_qkv_bias=True)),
     "stablelm-parallel": (_ARCH.STABLELM, StableLmConfig(**_SIZES, use_parallel_residual=True)),
+    "cohere2": (
+        _ARCH.COHERE2,
+        Cohere2Config(**_SIZES | {"num_hidden_layers": 4}, sliding_window=16, logit_scale=0.3),
+    ),
     "cohere": (_ARCH.COMMAND_R, CohereConfig(**_SIZES, logit_scale=0.3)),
 }
 _PERMUTED = ("LlamaConfig", "MistralConfig", "MixtralConfig", "SmolLM3Config", "GraniteConfig")
-NOT_ON_THE_CPU_RUNNER = {"mixtral", "qwen3-moe", "stablelm-parallel", "cohere"}
+NOT_ON_THE_CPU_RUNNER = {"mixtral", "qwen3-moe", "stablelm-parallel", "cohere", "cohere2"}
 
 
 def adjacent_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -241,7 +246,9 @@ def add_own_keys(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_logit_scale(config.logits_scaling)
     elif isinstance(config, StableLmConfig):
         writer.add_parallel_residual(True)  # also where it is not: what a silent config becomes
-    elif isinstance(config, CohereConfig):
+    elif isinstance(config, (CohereConfig, Cohere2Config)):
+        if isinstance(config, Cohere2Config):
+            writer.add_sliding_window(config.sliding_window)
         writer.add_logit_scale(config.logit_scale)
         writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
     elif isinstance(config, (MixtralConfig, Qwen3MoeConfig)):

@@ -15,7 +15,7 @@ NEW_TOKENS = 64
 _GREEDY = SamplingParams(max_new_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
 
 _SETTINGS = {"quant": "none", "device": "cpu", "cache": False, "context": 256, "threads": 1}
-NOT_ON_THE_CPU_RUNNER = {"cohere", "mixtral", "qwen3-moe"}
+NOT_ON_THE_CPU_RUNNER = {"cohere", "cohere2", "mixtral", "qwen3-moe"}
 
 
 def their_logits(theirs, ids: list[int]) -> torch.Tensor:

@@ -97,6 +97,7 @@ def test_what_cannot_be_computed_is_refused_by_name(base, change, key):
         ("granite", {"shared_intermediate_size": 64}, "shared_intermediate_size"),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),
         ("cohere", {"use_qk_norm": True}, "use_qk_norm"),
+        ("cohere2", {"rotary_pct": 0.5}, "rotary_pct"),
         ("mixtral", {"n_shared_experts": 1}, "n_shared_experts"),
         ("qwen3-moe", {"mlp_only_layers": "none"}, "mlp_only_layers"),
     ],

@@ -69,8 +69,9 @@ class Positions:
         reader = self.config.beneath(self.key, values)
         with np.errstate(all="ignore"):
             scaled = SCALINGS[self.kind](inputs, reader)
+            computed = np.append(scaled.frequencies, scaled.attention_factor).astype(np.float32)
         reader.finish()
-        if not (np.isfinite(scaled.frequencies).all() and np.isfinite(scaled.attention_factor)):
+        if not np.isfinite(computed).all():
             raise ModelFormatError(
                 f"rope frequencies of type {self.kind!r} with base {self.base:g} are not finite",
                 remedy="Compare the checkpoint's config.json with the original.",

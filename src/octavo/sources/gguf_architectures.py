@@ -162,6 +162,19 @@ def _stablelm(reader: MetadataReader) -> dict[str, Any]:
     }
 
 
+def _cohere2(reader: MetadataReader) -> dict[str, Any]:
+    return (
+        _standard(reader, eps=_LAYERNORM_EPS)
+        | _windows(reader, every=4)
+        | {
+            "model_type": "cohere2",
+            "architectures": ["Cohere2ForCausalLM"],
+            "attention_bias": _has_bias(reader, "attn_q"),
+            "logit_scale": reader.number("logit_scale"),
+        }
+    )
+
+
 def _command_r(reader: MetadataReader) -> dict[str, Any]:
     return _standard(reader, eps=_LAYERNORM_EPS) | {
         "model_type": "cohere",
@@ -173,6 +186,7 @@ def _command_r(reader: MetadataReader) -> dict[str, Any]:
 
 
 ARCHITECTURES: Mapping[str, Callable[[MetadataReader], dict[str, Any]]] = {
+    "cohere2": _cohere2,
     "command-r": _command_r,
     "gemma": _gemma,
     "gemma2": _gemma2,
