@@ -59,7 +59,9 @@ def plan_model(settings: Settings, *, progress: Progress | None = None) -> Plann
         progress=progress,
     )
     source = open_quantized(source)
-    spec, parameters = build_model(source.config, source.naming)
+    spec, parameters = build_model(
+        source.config, source.naming, tensors=source.tensors, context_tokens=settings.context
+    )
 
     def formats(quant: str) -> Mapping[str, Format]:
         return choose_formats(parameters, source.tensors, quant)

@@ -36,7 +36,7 @@ def choose_formats(
 ) -> dict[str, Format]:
     """The format of each parameter, by name, for what the user asked as `--quant`.
 
-    Vectors are always float32. For matrices and embeddings:
+    Vectors and routers are always float32. For matrices and embeddings:
 
     - "auto": as stored where the source is block-quantized; else int8, but in a checkpoint that is
       block-quantized elsewhere its full-precision matrices stay as stored: whoever made it chose so.
@@ -50,7 +50,8 @@ def choose_formats(
     IncompatibleModelError where its type cannot be read, InvalidParameterError for an unknown name.
     """
     stored = {parameter.name: _stored_format(parameter, tensors) for parameter in parameters}
-    packable = [parameter.name for parameter in parameters if parameter.role != "vector"]
+    _require_whole(parameters, tensors)
+    packable = [parameter.name for parameter in parameters if parameter.role in ("matrix", "embedding")]
     formats: dict[str, Format] = {parameter.name: _VECTOR for parameter in parameters}
     if quant == "auto":
         already_quantized = not all(isinstance(stored[name], Plain) for name in packable)
@@ -113,7 +114,8 @@ def _reader(
     if isinstance(source, PackedTensor):
         arrays = source.format.select_rows(source.load(), rows)
         return lambda block: source.format.select_rows(arrays, block)
-    raw = source.read()[rows]
+    stacked = source.read()  # of experts [E, N, bytes]: rows are counted through the first two
+    raw = stacked.reshape(-1, stacked.shape[-1])[rows]
     return lambda block: split_stored(source.dtype, raw[block], columns)
 
 
@@ -137,6 +139,22 @@ def _format_of(source: TensorRef) -> Format:
     return require_stored_format(source.dtype, source.name)
 
 
+def _require_whole(parameters: Sequence[Parameter], tensors: Mapping[str, TensorRef]) -> None:
+    """Refuse a fused tensor with more rows than its parameters take: it would be cut in the wrong places."""
+    ends: dict[str, int] = {}
+    for parameter in parameters:
+        if parameter.rows is not None:
+            ends[parameter.source] = max(ends.get(parameter.source, 0), parameter.rows[1])
+    for source, end in ends.items():
+        shape = tensors[source].shape
+        rows = shape[0] * shape[1] if len(shape) == 3 else shape[0]
+        if rows != end:
+            raise ModelFormatError(
+                f"the tensor {source} is {list(shape)}, {rows} rows, but the config makes {end} of them",
+                remedy="The config and the weights are not of the same model: fetch the model again.",
+            )
+
+
 def _source(parameter: Parameter, tensors: Mapping[str, TensorRef]) -> TensorRef:
     source = tensors.get(parameter.source)
     if source is None:
@@ -144,9 +162,12 @@ def _source(parameter: Parameter, tensors: Mapping[str, TensorRef]) -> TensorRef
             f"the checkpoint has no tensor {parameter.source}, which holds {parameter.name} {list(parameter.shape)}",
             remedy="The download may be incomplete, or the config of another model: fetch the model again.",
         )
-    first, last = parameter.rows or (0, source.shape[0] if source.shape else 0)
-    fits = 0 <= first <= last <= source.shape[0] if source.shape else False
-    if not fits or (last - first, *source.shape[1:]) != parameter.shape:
+    shape: tuple[int, ...] = source.shape
+    if parameter.rows is not None and len(shape) == 3:
+        shape = (shape[0] * shape[1], shape[2])
+    first, last = parameter.rows or (0, shape[0] if shape else 0)
+    fits = 0 <= first <= last <= shape[0] if shape else False
+    if not fits or (last - first, *shape[1:]) != parameter.shape:
         part = "" if parameter.rows is None else f" in rows {first} to {last}"
         raise ModelFormatError(
             f"the tensor {parameter.source} is {list(source.shape)}, but the config makes {parameter.name} "

@@ -21,11 +21,8 @@ from octavo.models.parameters import Parameter
 from octavo.models.spec import KV_PAGE_TOKENS, KVGroup, ModelSpec
 from octavo.quant.format import Format
 from octavo.runners.base import RunnerConfig, RunnerKind
-from octavo.settings import Settings
+from octavo.settings import DEFAULT_CONTEXT_TOKENS, Settings
 from octavo.units import readable_bytes
-
-DEFAULT_CONTEXT_TOKENS = 8192
-"""Most context taken when none is asked for."""
 
 LEAST_DEFAULT_CONTEXT_TOKENS = 512
 """A default context that would have to be smaller is refused: so little is only right when asked for."""
@@ -455,6 +452,9 @@ def _reasons(
         yield f"runner {load.kind.name}: reads the weights where they are, {packed}"
     yield f"{load.kind.name} {load.dtypes.reason}"
     yield f"context {context.reason}"
+    for rope in dict.fromkeys(layer.mixer.rope for layer in load.facts.spec.layers):
+        if rope is not None and rope.reason:
+            yield f"rope {rope.kind}: {rope.reason}"
     for part in weights:
         sizes = f"{readable_bytes(part.packed_bytes)} packed, {readable_bytes(part.file_bytes)} in the file"
         tensors = "tensor" if part.tensors == 1 else "tensors"

@@ -20,6 +20,10 @@ IsaName = Literal["auto", "avx512", "avx2", "portable"]
 ActivationsName = Literal["int16", "int8"]
 
 
+DEFAULT_CONTEXT_TOKENS = 8192
+"""Most context taken when none is asked for."""
+
+
 def _option(default: Any, help: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": help, **more})
 

@@ -20,6 +20,7 @@ from octavo.models.spec import (
     LayerNorms,
     LayerSpec,
     ModelSpec,
+    MoE,
     Norm,
     Rope,
 )
@@ -58,7 +59,7 @@ def attention(**changes: Any) -> Attention:
 
 def layer(
     mixer: Attention | None = None,
-    ffn: DenseMLP | None = None,
+    ffn: DenseMLP | MoE | None = None,
     norms: LayerNorms | None = None,
     **more: Any,
 ) -> LayerSpec:
@@ -111,6 +112,21 @@ MODELS: Mapping[str, ModelSpec] = {
     "gelu-tanh": model(layer(ffn=DenseMLP(88, "gelu_tanh"))),
     "not-gated": model(layer(ffn=DenseMLP(88, "gelu", gated=False, bias=True))),
     "multipliers": model(layer(residual_multiplier=0.4), embedding_multiplier=3.0, logits_multiplier=0.25),
+    "parallel": model(
+        layer(norms=LayerNorms(_LAYERNORM, None, None, None), parallel=True),
+        layer(ffn=DenseMLP(88, "gelu", gated=False), parallel=True),
+        final_norm=_LAYERNORM,
+    ),
+    "parallel-two-norms": model(
+        layer(norms=LayerNorms(_RMS, _RMS, _OFFSET, _RMS), parallel=True, residual_multiplier=0.7), layer()
+    ),
+    "experts": model(layer(ffn=MoE(5, 2, 88, "silu", True)), layer()),
+    "many-experts": model(
+        layer(ffn=MoE(33, 7, 40, "gelu_tanh", False)), layer(ffn=MoE(3, 3, 88, "silu", False))
+    ),
+    "parallel-experts": model(
+        layer(norms=LayerNorms(_RMS, None, None, _RMS), ffn=MoE(6, 2, 24, "silu", True), parallel=True)
+    ),
     "head-dim-80": model(layer(attention(head_dim=80, rope=rope(10)))),
     "head-dim-100": model(layer(attention(heads=2, kv_heads=1, head_dim=100, rope=rope(50)))),
     "head-dim-5": model(layer(attention(heads=6, kv_heads=2, head_dim=5, rope=rope(2)))),
