@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from octavo.engine.engine import Engine
-from octavo.engine.sampling import TokenCounts, has_penalties, sample_token, token_logprob
+from octavo.engine.sampling import TokenCounts, has_penalties, sample_token, token_logprob, unpack_mask
 from octavo.errors import NumericalError
 from octavo.models.spec import Attention, DenseMLP, LayerNorms, LayerSpec, ModelSpec, Norm
 from octavo.runners.base import Counters, ForwardResult, RunnerConfig, RunnerInfo, Sampled, SampleResult
@@ -68,20 +68,37 @@ def make_spec(windows=(None,)) -> ModelSpec:
     return ModelSpec("toy", VOCAB, 2, layers, norm, POSITIONS, tied_head=True)
 
 
-def expected_tokens(spec: ModelSpec, request: Request) -> list[int]:
-    """What the toy model generates, from the plain history."""
+POISON = np.uint64(2**63)
+"""What a number that is not finite leaves in a page: every later row that sees it is not finite either."""
+
+
+def offset_of(adapter: str | None) -> int:
+    """What an adapter's content adds to every value in the pages."""
+    return 0 if adapter is None else 1000 * (1 + sum(adapter.encode()))
+
+
+def expected_tokens(spec: ModelSpec, request: Request, constraint=None, adapter=None) -> list[int]:
+    """What the toy model generates, from the plain history; `adapter`: its digest."""
     tokens = list(request.prompt_token_ids)
     windows = [group.window for group in spec.kv_groups]
     while len(tokens) < len(request.prompt_token_ids) + request.max_new_tokens:
-        values = np.array(tokens, dtype=np.uint64) + np.uint64(1)
+        values = np.array(tokens, dtype=np.uint64) + np.uint64(1 + offset_of(adapter))
         end = len(tokens)
         logits = logits_of([digests(values, end - 1, end, window)[0] for window in windows])
         counts = None
         if has_penalties(request.sampling):
             counts = TokenCounts.of(tokens, len(request.prompt_token_ids), VOCAB)
-        tokens.append(sample_token(logits, request.sampling, end, counts))
+        for process in request.logits_processors:
+            logits = process(tokens, logits)
+        mask = None if constraint is None else constraint.mask()
+        allowed = None if mask is None else unpack_mask(mask, VOCAB)
+        tokens.append(sample_token(logits, request.sampling, end, counts, allowed))
         if tokens[-1] in request.stop_token_ids:
             break
+        if constraint is not None:
+            constraint.accept(tokens[-1])
+            if constraint.finished:
+                break
     return tokens[len(request.prompt_token_ids) :]
 
 
@@ -114,8 +131,9 @@ class FakeRunner:
     """`mode`: "sync" computes before it returns; "lazy" when a result is asked for (a device that is always
     behind); "random" either; "thread" on a worker with random delays.
 
-    `faults`: (sampling seed, position of the token to sample) -> "nan", "nan prompt", or an exception that
-    the forward pass raises for the whole batch; `once` faults are forgotten when they struck.
+    `faults`: (sampling seed, position of the token to sample) -> "nan" (its row), "nan kv" (what that row leaves
+    in the pages, and so every row from it on), "nan prompt", or an exception that the forward pass raises for
+    the whole batch; `once` faults are forgotten when they struck.
     """
 
     def __init__(self, spec, config, mode="sync", seed=0):
@@ -129,8 +147,12 @@ class FakeRunner:
         self.slots = {}
         self.queue = deque()
         self.unfinished = []
-        """(handle, {(group, page)}, {slots}) of queued work, oldest first."""
+        """(handle, {(group, page): slots that read it}, {(group, page): slot that writes it}, {slots}) of queued
+        work, oldest first."""
+        self.adapters = {}
         self.faults, self.once, self.raise_at_queue = {}, False, False
+        self.poisonous = False
+        """Whether "nan kv" strikes: pages are looked through for it, which takes time."""
         self.max_chunks = None
         self.raise_in_sample = self.raise_in_open = None
         self.violations = []
@@ -154,8 +176,9 @@ class FakeRunner:
             tokens=list(state.token_ids),
             prompt=state.prompt_tokens,
             sampling=state.sampling,
-            logits=None,
+            logits=[],
             broken=False,
+            offset=offset_of(self.adapters.get(state.adapter)),
         )
 
     def close_slot(self, slot):
@@ -170,9 +193,22 @@ class FakeRunner:
             self._raise_faults(batch)
         return self._submit(lambda: self._forward(batch), batch)
 
-    def sample(self, batch, masks=None):
+    def sample(self, batch, masks=None, logits=None):
         self._expect(batch is self.forwarded[-1], "sampling another batch than the one just forwarded")
-        return self._submit(lambda: self._sample(batch), batch)
+        return self._submit(lambda: self._sample(batch, masks or {}, logits or {}), batch)
+
+    def logits(self, slot):
+        while self._busy(slot):
+            last = [entry[0] for entry in self.unfinished if slot in entry[3]][-1]
+            self.run_until(last)
+        (row,) = self.slots[slot].logits
+        return row.copy()
+
+    def load_adapter(self, name, adapter):
+        self.adapters[name] = adapter.digest
+
+    def drop_adapter(self, name):
+        del self.adapters[name]
 
     def memory(self):
         return {"kv": sum(pages.nbytes for pages in self.pages)}
@@ -190,29 +226,45 @@ class FakeRunner:
             self.violations.append(message)
 
     def _busy(self, slot):
-        return any(slot in slots for handle, _, slots in self.unfinished if not handle.finished.is_set())
+        return any(slot in slots for handle, _, _, slots in self.unfinished if not handle.finished.is_set())
 
     def _check(self, batch):
-        seen = {}
         total = 0
         for chunk in batch.chunks:
             self._expect(chunk.slot in self.slots, f"slot {chunk.slot} is not open")
             self._expect(chunk.tokens > 0, "empty chunk")
-            total += chunk.tokens if chunk.token_ids is not None else 0
+            total += chunk.tokens if chunk.token_ids is not None and not chunk.drafts else 0
             for group, table in enumerate(chunk.page_tables):
-                for page in table:
-                    other = seen.setdefault((group, page), chunk.slot)
-                    self._expect(page == -1 or other == chunk.slot, f"page {page} in two tables")
                 first = self._first_needed(chunk, group) // PAGE
                 needed = table[first : (chunk.start + chunk.tokens - 1) // PAGE + 1]
                 self._expect(-1 not in needed and len(needed) > 0, "a needed page is missing")
         slots = [chunk.slot for chunk in batch.chunks]
         self._expect(len(set(slots)) == len(slots), "two chunks of one slot")
         self._expect(len(slots) > 0 and total <= self.config.prefill_chunk_tokens, f"{total} prompt tokens")
-        for handle, pages, others in self.unfinished:
-            if not handle.finished.is_set():
-                for group, page in pages & {key for key in seen if key[1] != -1}:
-                    self._expect(seen[group, page] in others, f"page {page} reused while a step uses it")
+        read, written = self._pages(batch)
+        queued = [(r, w) for handle, r, w, _ in self.unfinished if not handle.finished.is_set()]
+        for others_read, others_written in [*queued, (read, written)]:
+            for key, slot in written.items():
+                self._expect(
+                    others_read.get(key, {slot}) <= {slot}, f"page {key} written while others read it"
+                )
+            for key, readers in read.items():
+                writer = others_written.get(key)
+                self._expect(
+                    writer is None or readers <= {writer}, f"page {key} read while another writes it"
+                )
+
+    @staticmethod
+    def _pages(batch):
+        read, written = {}, {}
+        for chunk in batch.chunks:
+            for group, table in enumerate(chunk.page_tables):
+                for index, page in enumerate(table):
+                    if page >= 0:
+                        read.setdefault((group, page), set()).add(chunk.slot)
+                    if chunk.start // PAGE <= index <= (chunk.start + chunk.tokens - 1) // PAGE:
+                        written[group, page] = chunk.slot
+        return read, written
 
     def _first_needed(self, chunk, group):
         window = self.windows[group]
@@ -222,11 +274,8 @@ class FakeRunner:
 
     def _submit(self, work, batch):
         handle = FakeHandle(self, work)
-        pages = {
-            (g, p) for c in batch.chunks for g, table in enumerate(c.page_tables) for p in table if p >= 0
-        }
         self.unfinished = [entry for entry in self.unfinished if not entry[0].finished.is_set()]
-        self.unfinished.append((handle, pages, {chunk.slot for chunk in batch.chunks}))
+        self.unfinished.append((handle, *self._pages(batch), {chunk.slot for chunk in batch.chunks}))
         with self._arrived:
             self.queue.append(handle)
             self._arrived.notify()
@@ -285,66 +334,110 @@ class FakeRunner:
             tokens = slot.tokens[-1:]
         else:
             tokens = list(chunk.token_ids)
-            own = slot.tokens[chunk.start : chunk.start + len(tokens)]
-            self._expect(tokens == own or slot.broken, "not the prompt")
+            known = len(tokens) - chunk.drafts
+            own = slot.tokens[chunk.start : chunk.start + known]
+            self._expect(tokens[:known] == own or slot.broken, "not the sequence's tokens")
+            at_the_last = chunk.start == len(slot.tokens) - 1
+            self._expect(not chunk.drafts or at_the_last or slot.broken, "guesses not after the last token")
         first, end = chunk.start, chunk.start + len(tokens)
+        poisoned = self._write(chunk, slot, tokens)
         rows = []
         for group, table in enumerate(chunk.page_tables):
-            for position, token in zip(range(first, end), tokens, strict=True):
-                self.pages[group][table[position // PAGE], position % PAGE] = token + 1
             values = self.pages[group][list(table)].reshape(-1)
             rows.append(digests(values, first, end, self.windows[group]))
-        fault = self.faults.get((slot.sampling.seed, end))
-        logits = [
-            logits_of(row) for row in (zip(*rows, strict=True) if chunk.targets else [[r[-1] for r in rows]])
-        ]
-        if fault == "nan":
-            logits[-1] = np.full(VOCAB, np.nan, np.float32)
-        slot.logits = logits[-1]
+        wanted = range(len(tokens)) if chunk.targets else range(len(tokens) - 1 - chunk.drafts, len(tokens))
+        logits = [logits_of([group[row] for group in rows]) for row in wanted]
+        for at, row in enumerate(wanted):
+            if first + row in poisoned or self.faults.get((slot.sampling.seed, first + row + 1)) == "nan":
+                logits[at] = np.full(VOCAB, np.nan, np.float32)
+        if chunk.sample:
+            slot.logits = logits[-1 - chunk.drafts :]
         if chunk.targets is None:
             return None
         self._expect(len(chunk.targets) == len(tokens), "targets are not one a row")
-        if fault == "nan prompt":
+        if self.faults.get((slot.sampling.seed, end)) == "nan prompt":
             logits[0] = np.full(VOCAB, np.nan, np.float32)
         pairs = [(row, target) for row, target in zip(logits, chunk.targets, strict=True) if target >= 0]
         return tuple(token_logprob(row, target, chunk.top_logprobs) for row, target in pairs)
 
-    def _sample(self, batch):
+    def _write(self, chunk, slot, tokens):
+        """Keys and values of a chunk -> the positions whose rows are not finite."""
+        if not self.poisonous:
+            positions = np.arange(chunk.start, chunk.start + len(tokens))
+            values = np.array(tokens, np.uint64) + np.uint64(1 + slot.offset)
+            for group, table in enumerate(chunk.page_tables):
+                self.pages[group][np.array(table)[positions // PAGE], positions % PAGE] = values
+            return ()
+        poisoned = set()
+        for position, token in enumerate(tokens, chunk.start):
+            bad = self.faults.get((slot.sampling.seed, position + 1)) == "nan kv" or any(
+                self._sees_poison(group, table, position) for group, table in enumerate(chunk.page_tables)
+            )
+            if bad:
+                poisoned.add(position)
+            for group, table in enumerate(chunk.page_tables):
+                value = POISON if bad else token + 1 + slot.offset
+                self.pages[group][table[position // PAGE], position % PAGE] = value
+        return poisoned
+
+    def _sees_poison(self, group, table, position):
+        window = self.windows[group]
+        first = 0 if window is None else max(position - window + 1, 0)
+        seen = [self.pages[group][page] for page in table[first // PAGE : position // PAGE + 1]]
+        begin = first // PAGE * PAGE
+        return POISON in np.concatenate(seen)[first - begin : position - begin]
+
+    def _sample(self, batch, masks, logits):
         chunks = [chunk for chunk in batch.chunks if chunk.sample]
         try:
-            return SampleResult(tuple((self._sample_slot(chunk.slot, chunk),) for chunk in chunks))
+            return SampleResult(
+                tuple(self._sample_slot(c.slot, c, masks.get(c.slot), logits.get(c.slot)) for c in chunks)
+            )
         except Exception:
             for chunk in chunks:
                 self.slots[chunk.slot].broken = True
             raise
 
-    def _sample_slot(self, slot_index, chunk):
+    def _sample_slot(self, slot_index, chunk, mask, replaced):
         slot = self.slots[slot_index]
-        position = chunk.start + chunk.tokens
+        position = chunk.start + chunk.tokens - chunk.drafts
         self._expect(position == len(slot.tokens) or slot.broken, "sampling at the wrong position")
+        self._expect(not chunk.drafts or (mask is None and replaced is None), "drafts with a mask")
+        guesses = () if not chunk.drafts else chunk.token_ids[-chunk.drafts :]
+        found = []
+        for row, guess in zip(slot.logits, [*guesses, None], strict=True):
+            found.append(self._sample_row(slot, row, position + len(found), mask, replaced))
+            if found[-1].token_id != guess:
+                break
+        return tuple(found)
+
+    def _sample_row(self, slot, row, position, mask, replaced):
         if self.raise_in_sample == (slot.sampling.seed, position):
             raise RuntimeError("injected in sample")
         counts = None
         if has_penalties(slot.sampling):
             counts = TokenCounts.of(slot.tokens, slot.prompt, VOCAB)
+        allowed = None if mask is None else unpack_mask(mask, VOCAB)
         try:
-            token = sample_token(slot.logits, slot.sampling, position, counts)
+            token = sample_token(
+                row if replaced is None else replaced, slot.sampling, position, counts, allowed
+            )
         except NumericalError:
             slot.broken = True
             return Sampled(-1, None)
         slot.tokens.append(token)
         wanted = slot.sampling.logprobs
-        return Sampled(token, None if wanted is None else token_logprob(slot.logits, token, wanted))
+        return Sampled(token, None if wanted is None else token_logprob(row, token, wanted))
 
 
 class Harness:
     """An engine on a fake runner, and what came out of it."""
 
-    def __init__(self, spec, config, runner):
+    def __init__(self, spec, config, runner, **options):
         self.spec, self.config, self.runner = spec, config, runner
         self.seconds = 0.0
         """What the engine's clock says."""
-        self.engine = Engine(runner, config, spec, "digest", clock=lambda: self.seconds)
+        self.engine = Engine(runner, config, spec, "digest", clock=lambda: self.seconds, **options)
         self.events = {}
         self.order = []
         """(request id, token id) as emitted."""
@@ -386,7 +479,7 @@ class Harness:
     def assert_whole(self):
         """No page, slot or handle outlived its request, and the contract was kept."""
         self.engine.check()
-        assert self.engine._scheduler.pool.used == (0,) * len(self.config.kv_pages)
+        assert self.engine.info()["pages"]["used"] == [0] * len(self.config.kv_pages)
         assert self.engine._scheduler.active == 0
         assert not self.runner.slots
         assert not self.runner.queue
@@ -394,26 +487,43 @@ class Harness:
 
 
 def make_harness(
-    mode="sync", windows=(None,), pages=None, slots=4, chunk=64, context=512, runner_class=FakeRunner, seed=0
+    mode="sync",
+    windows=(None,),
+    pages=None,
+    slots=4,
+    chunk=64,
+    context=512,
+    runner_class=FakeRunner,
+    seed=0,
+    **options,
 ):
+    """`options` are the engine's."""
     spec = make_spec(windows)
     groups = spec.kv_groups
     kv_pages = pages if pages is not None else (slots * context // PAGE,) * len(groups)
     config = RunnerConfig("cpu", "float32", "float32", context, slots, tuple(kv_pages), chunk)
-    return Harness(spec, config, runner_class(spec, config, mode, seed))
+    return Harness(spec, config, runner_class(spec, config, mode, seed), **options)
 
 
-def make_request(prompt=(1, 2, 3), new=8, seed=1, temperature=1.0, stop=(), score=None, **sampling):
-    """`prompt`: token ids, or how many pseudo-random ones."""
+_REQUEST_FIELDS = {"priority", "salt", "adapter", "grammar", "logits_processors"}
+
+
+def make_request(prompt=(1, 2, 3), new=8, seed=1, temperature=1.0, stop=(), score=None, **more):
+    """`prompt`: token ids, or how many pseudo-random ones; `more`: other fields of the request or its sampling."""
     if isinstance(prompt, int):
         source = random.Random(prompt * 1000 + seed)
         prompt = [source.randrange(VOCAB) for _ in range(prompt)]
     return Request(
         prompt_token_ids=tuple(prompt),
-        sampling=Sampling(temperature=temperature, seed=seed, **sampling),
+        sampling=Sampling(
+            temperature=temperature,
+            seed=seed,
+            **{name: value for name, value in more.items() if name not in _REQUEST_FIELDS},
+        ),
         max_new_tokens=new,
         stop_token_ids=frozenset(stop),
         prompt_logprobs=score,
+        **{name: value for name, value in more.items() if name in _REQUEST_FIELDS},
     )
 
 
@@ -430,7 +540,7 @@ def toy():
         harness=harness,
         request=make_request,
         spec=make_spec,
-        expected=lambda harness, request: expected_tokens(harness.spec, request),
+        expected=lambda harness, request, **more: expected_tokens(harness.spec, request, **more),
         Runner=FakeRunner,
         vocab=VOCAB,
     )

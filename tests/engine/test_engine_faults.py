@@ -1,6 +1,13 @@
-"""A fault in one request ends that request only, whichever way the runner fails."""
+"""A fault in one request ends that request only, whichever way the runner fails.
+
+At the end trials (40; 200 as `slow`) of each of: a row that is not finite, a failing allocator, a runner that raises,
+a callback that does; every one among 32 requests, at a random place.
+"""
 
 from __future__ import annotations
+
+import dataclasses
+import random
 
 import pytest
 
@@ -149,7 +156,7 @@ def test_prompt_logprobs_that_are_not_finite(toy, mode):
     harness = toy.harness(mode, chunk=32)
     victim = harness.submit(toy.request(prompt=70, new=5, seed=1, score=0))
     neighbour = harness.submit(toy.request(prompt=70, new=5, seed=2, score=0))
-    harness.runner.faults = {(1, 64): "nan prompt"}
+    harness.runner.faults = dict.fromkeys([(1, end) for end in range(33, 65)], "nan prompt")
     harness.drain()
     assert isinstance(harness.events[victim][-1].error, NumericalError)
     assert harness.events[victim][-1].prompt_logprobs is None
@@ -185,3 +192,107 @@ def test_a_retry_does_not_keep_the_failed_steps_memory(toy):
     finally:
         gc.enable()
     assert harness.runner.alive_at_retry is False
+
+
+def test_memory_that_is_short_is_not_asked_for_again_at_once(toy):
+    """16 sequences where 5 chunks fit: after the first failure steps are small, and grow again now and then."""
+    harness = toy.harness(slots=16)
+    harness.runner.max_chunks = 5
+    requests = [toy.request(prompt=4, new=100, seed=i) for i in range(16)]
+    assert harness.run(*requests) == [toy.expected(harness, request) for request in requests]
+    failed = sum(len(batch.chunks) > 5 for batch in harness.runner.forwarded)
+    assert failed < len(harness.runner.forwarded) / 10
+
+
+# --- trials --------------------------------------------------------------------------------------------
+
+SEQUENCES = 32
+
+
+@pytest.fixture(params=[40, pytest.param(200, marks=pytest.mark.slow)])
+def count(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def crowd():
+    """32 prompts, half of which share their first 64 tokens."""
+    source = random.Random(0)
+    shared = [source.randrange(61) for _ in range(64)]
+    return [
+        [*(shared if i % 2 else []), *(source.randrange(61) for _ in range(source.randrange(1, 40)))]
+        for i in range(SEQUENCES)
+    ]
+
+
+def trials(toy, crowd, count, prepare, new=5):
+    """Run the crowd again and again on one engine; `prepare(harness, requests, victim, at, trial)` sets a fault of
+    `victim` at position `at` and says how many tokens it gets before, or None where it may not fail."""
+    harness = toy.harness("random", (None, 40), slots=SEQUENCES, pages=(200, 200), chunk=256, context=256)
+    expected = None
+    for trial in range(count):
+        source = random.Random(trial)
+        requests = [
+            toy.request(prompt=prompt, new=new, seed=i, temperature=0.0) for i, prompt in enumerate(crowd)
+        ]
+        expected = expected or [toy.expected(harness, request) for request in requests]
+        victim = source.randrange(SEQUENCES)
+        tokens = source.randrange(new)
+        at = len(crowd[victim]) + tokens
+        requests[victim] = prepare(harness, requests[victim], at, trial) or requests[victim]
+        ids = [harness.submit(request) for request in requests]
+        harness.drain()
+        failed = [i for i in range(SEQUENCES) if harness.reason(ids[i]) is FinishReason.ERROR]
+        assert failed in ([], [victim])
+        for i, request_id in enumerate(ids):
+            got = harness.tokens(request_id)
+            assert got == (expected[i] if i not in failed else expected[i][: len(got)]), (trial, i)
+        yield harness, harness.events[ids[victim]][-1], len(harness.tokens(ids[victim])), tokens
+        harness.runner.faults.clear()
+        harness.runner.forwarded.clear()
+        harness.events.clear()
+        harness.order.clear()
+
+
+def test_trials_of_rows_that_are_not_finite(toy, crowd, count):
+    """In the prompt or later; what it left in the pages is never found by those that come after."""
+
+    def prepare(harness, request, at, trial):
+        harness.runner.faults = {(request.sampling.seed, at): "nan"}
+
+    for _, last, got, tokens in trials(toy, crowd, count, prepare):
+        assert isinstance(last.error, NumericalError)
+        assert got == tokens
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+def test_trials_of_a_runner_that_raises(toy, crowd, count, error):
+    """An allocator, or anything else; every other trial only once, which costs nobody anything."""
+
+    def prepare(harness, request, at, trial):
+        harness.runner.faults = {(request.sampling.seed, at): error("injected")}
+        harness.runner.once = trial % 2 == 0
+        harness.runner.raise_at_queue = trial % 4 > 1
+
+    for trial, (harness, last, got, tokens) in enumerate(trials(toy, crowd, count, prepare)):
+        assert harness.engine.info()["faults"] > trial
+        if trial % 2:
+            assert isinstance(last.error, error)
+            assert got == tokens
+        else:
+            # Alone in its batch when it struck, a sequence is taken to be at fault.
+            assert last.error is None or got == tokens
+
+
+def test_trials_of_a_callback_that_raises(toy, crowd, count):
+    def prepare(harness, request, at, trial):
+        def process(token_ids, logits):
+            if len(token_ids) == at:
+                raise KeyError("injected")
+            return logits
+
+        return dataclasses.replace(request, logits_processors=(process,))
+
+    for _, last, got, tokens in trials(toy, crowd, count, prepare):
+        assert isinstance(last.error, KeyError)
+        assert got == tokens

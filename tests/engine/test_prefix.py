@@ -8,7 +8,7 @@ import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.engine.prefix import prefix_keys
+from octavo.engine.prefix import extend_keys, root_key
 
 TOKENS = list(range(1000, 1100))
 GOLDEN = [
@@ -16,6 +16,12 @@ GOLDEN = [
     "1a14337f0f3459835d486e5bfee9564076c0bbe421fff11657c352bd4da18777",
     "9cb5a86369bf414f00cd75e67e0a8f58ff69feed11b6ae4604bfb41f7f2ce43f",
 ]
+
+
+def prefix_keys(weights, adapter, salt, tokens):
+    keys = []
+    extend_keys(keys, root_key(weights, adapter, salt), tokens)
+    return keys
 
 
 def test_golden():

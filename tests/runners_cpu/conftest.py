@@ -199,8 +199,11 @@ def make_tiny(spec: ModelSpec, format: Format = INT8, seed: int = 0) -> Tiny:
     return Tiny(spec, listed, tensors, formats)
 
 
-def runner_config(spec: ModelSpec, *, threads: int = 1, slots: int = 4, chunk: int = 512) -> RunnerConfig:
-    pages = slots * (CONTEXT_TOKENS // KV_PAGE_TOKENS)
+def runner_config(
+    spec: ModelSpec, *, threads: int = 1, slots: int = 4, chunk: int = 512, pages: int | None = None
+) -> RunnerConfig:
+    """`pages`: of each group; those of `slots` full contexts where it is not said."""
+    pages = pages or slots * (CONTEXT_TOKENS // KV_PAGE_TOKENS)
     return RunnerConfig(
         device="cpu",
         compute_dtype="float32",

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from octavo.backends.base import Capabilities
-from octavo.engine.engine import Engine
+from octavo.engine.engine import MIXED_PREFILL_TOKENS, Engine
+from octavo.engine.hooks import CompileGrammar, MakeDrafter
 from octavo.models.spec import ModelSpec
 from octavo.runners.base import Runner, RunnerConfig
 from octavo.types import Request, TokenEvent
@@ -19,16 +20,36 @@ MAX_LOGPROBS = 20
 class NativeBackend:
     """Owns `runner`, and closes it. Arguments are those of `octavo.engine.engine.Engine`."""
 
-    def __init__(self, runner: Runner, config: RunnerConfig, spec: ModelSpec, weights_digest: str) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        config: RunnerConfig,
+        spec: ModelSpec,
+        weights_digest: str,
+        *,
+        reuse_prefixes: bool = True,
+        mixed_prefill_tokens: int = MIXED_PREFILL_TOKENS,
+        compile_grammar: CompileGrammar | None = None,
+        make_drafter: MakeDrafter | None = None,
+    ) -> None:
         self._runner_info = runner.info
-        self._engine = Engine(runner, config, spec, weights_digest)
+        self._engine = Engine(
+            runner,
+            config,
+            spec,
+            weights_digest,
+            reuse_prefixes=reuse_prefixes,
+            mixed_prefill_tokens=mixed_prefill_tokens,
+            compile_grammar=compile_grammar,
+            make_drafter=make_drafter,
+        )
         self._capabilities = Capabilities(
             vocab_size=spec.vocab_size,
             context_tokens=self._engine.context_tokens,
             prompt_logprobs=True,
             max_logprobs=MAX_LOGPROBS,
             adapters=False,
-            grammars=False,
+            grammars=compile_grammar is not None,
         )
 
     @property

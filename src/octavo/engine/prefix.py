@@ -17,23 +17,26 @@ _ROOT_TAG = b"octavo prefix 1\0"
 _PAGE = struct.Struct(f"<{KV_PAGE_TOKENS}I")
 
 
-def prefix_keys(
-    weights_digest: str, adapter_digest: str | None, salt: str, token_ids: Sequence[int]
-) -> list[bytes]:
-    """A 32-byte key for each full page of `token_ids`; the tail that fills no page has none.
+def root_key(weights_digest: str, adapter_digest: str | None, salt: str) -> bytes:
+    """What the chain of a sequence starts from: SHA-256(tag, weights_digest, adapter_digest, salt).
 
-    key[-1] = SHA-256(tag, weights_digest, adapter_digest, salt); key[i] = SHA-256(key[i - 1], ids of page i as
-    little-endian uint32). `weights_digest` identifies the weights and their format, `adapter_digest` an
-    adapter's content (None: no adapter, which differs from an empty digest).
+    `weights_digest` identifies the weights and their format, `adapter_digest` an adapter's content (None: no
+    adapter, which differs from an empty digest).
     """
-    root = _ROOT_TAG + _field(weights_digest) + _field(adapter_digest) + _field(salt)
-    key = hashlib.sha256(root).digest()
-    keys = []
-    for start in range(0, len(token_ids) - KV_PAGE_TOKENS + 1, KV_PAGE_TOKENS):
-        page = _PAGE.pack(*token_ids[start : start + KV_PAGE_TOKENS])
-        key = hashlib.sha256(key + page).digest()
+    fields = _field(weights_digest) + _field(adapter_digest) + _field(salt)
+    return hashlib.sha256(_ROOT_TAG + fields).digest()
+
+
+def extend_keys(keys: list[bytes], root: bytes, token_ids: Sequence[int]) -> None:
+    """Append to `keys` what it lacks: a 32-byte key for each full page of `token_ids`, none for the tail.
+
+    keys[-1] = root; keys[i] = SHA-256(keys[i - 1], ids of page i as little-endian uint32).
+    """
+    key = keys[-1] if keys else root
+    for page in range(len(keys), len(token_ids) // KV_PAGE_TOKENS):
+        start = page * KV_PAGE_TOKENS
+        key = hashlib.sha256(key + _PAGE.pack(*token_ids[start : start + KV_PAGE_TOKENS])).digest()
         keys.append(key)
-    return keys
 
 
 def _field(value: str | None) -> bytes:

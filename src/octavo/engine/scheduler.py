@@ -1,180 +1,298 @@
 """Decides what the next step computes: who gets a slot, who decodes, how much of which prompt is fed.
 
-First come, first served. A request is admitted when a slot is free and the pages of its whole life can be
-set aside, so a sequence that runs never has to give way; pages are taken as they are needed. The engine
-opens slots, queues steps and reads them back. Standard library only.
+A request is admitted when a slot is free and there are pages for the tokens it has; more are taken as it grows.
+Where they run out, the sequence that ranks lowest gives its pages up and starts anew later (preemption by
+recomputation), so the one that ranks first always goes on, and everyone ranks first in the end. Who ranks how
+is waiting.py's, page tables are paging.py's. The engine opens and closes slots, queues steps and reads them
+back. Standard library only.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from operator import attrgetter
 
-from octavo.engine.page_pool import PagePool, pages_for_sequence, pages_for_tokens, pages_for_window
+from octavo.engine.paging import Paging
 from octavo.engine.sequence import Sequence, SequenceState
-from octavo.models.spec import KV_PAGE_TOKENS, KVGroup
+from octavo.engine.waiting import WaitingQueue
+from octavo.models.spec import KVGroup
 from octavo.runners.base import Chunk
 
 Entry = tuple[Sequence, Chunk]
 
+Guess = Callable[[Sequence, int], tuple[int, ...]]
+"""(sequence, most guesses) -> guesses at its next tokens."""
+
+MIXED_PROMPTS = 4
+
+MAX_DRAFT_ROWS = 16
+"""Most guesses verified in a step, of all sequences: beyond, a row costs as much as a token is worth."""
+
+_rank = attrgetter("rank")
+
 
 class Scheduler:
-    """`groups` are `ModelSpec.kv_groups`; `kv_pages` counts the pages of each."""
+    """`groups` are `ModelSpec.kv_groups`; `kv_pages` counts the pages of each.
+
+    A step prefills at most `prefill_chunk_tokens`. While other sequences decode, it takes at most
+    `mixed_prefill_tokens` of each prompt and `MIXED_PROMPTS` times as many in all: that is how long a prompt, and
+    how long many, may hold up their next token.
+    """
 
     def __init__(
-        self, groups: Seq[KVGroup], kv_pages: Seq[int], max_slots: int, prefill_chunk_tokens: int
+        self,
+        groups: Seq[KVGroup],
+        kv_pages: Seq[int],
+        max_slots: int,
+        prefill_chunk_tokens: int,
+        mixed_prefill_tokens: int | None = None,
     ) -> None:
-        self.pool = PagePool(kv_pages)
-        self._windows = tuple(group.window for group in groups)
-        self._window_groups = tuple((g, w) for g, w in enumerate(self._windows) if w is not None)
-        self._prefill_chunk_tokens = prefill_chunk_tokens
-        self._max_slots = max_slots
+        self.paging = Paging(groups, kv_pages, prefill_chunk_tokens)
+        self.wants_drain = False
+        """Somebody lacks pages that can be had once no step is in flight."""
+        self.preemptions = 0
+        self.prefix_queried_tokens = 0
+        """Prompt tokens looked up, once a request."""
+        self.prefix_hit_tokens = 0
+        self._prefill_tokens = prefill_chunk_tokens
+        self._mixed_tokens = min(mixed_prefill_tokens or prefill_chunk_tokens, prefill_chunk_tokens)
+        self._max_slots = self._max_chunks = max_slots
         self._free_slots = list(range(max_slots - 1, -1, -1))
-        self._waiting: deque[Sequence] = deque()
+        self._queue = WaitingQueue()
         self._active: list[Sequence] = []
-        """Holding a slot, in order of arrival."""
-        self._set_aside: dict[Sequence, tuple[int, ...]] = {}
-        """For each active sequence, the most pages it may hold in each group."""
-        self._unclaimed = list(kv_pages)
-        """Pages of each group that are not set aside."""
+        """Holding a slot, by rank."""
+        self._preempted_slots: list[int] = []
+        self._computing: dict[bytes, Sequence] = {}
+        """Prefix key of a page -> who is prefilling it and will publish it."""
+        self._leaders: dict[Sequence, list[bytes]] = {}
+        """Who is prefilling pages that others may want -> their keys."""
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._queue)
 
     @property
     def active(self) -> int:
         """Sequences that hold a slot."""
         return len(self._active)
 
-    def longest_tokens(self, context_tokens: int) -> int:
-        """Longest sequence, prompt and new tokens, that the pages can hold; at most `context_tokens`."""
-        limits = [
-            pages * KV_PAGE_TOKENS
-            for window, pages in zip(self._windows, self.pool.total, strict=True)
-            if window is None or pages < pages_for_window(window, self._prefill_chunk_tokens)
-        ]
-        return min([context_tokens, *limits])
+    def uses_adapter(self, name: str) -> bool:
+        """Whether a sequence with a slot does, ended or not."""
+        return any(sequence.request.adapter == name for sequence in self._active)
+
+    # --- coming and going --------------------------------------------------------------------------
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence behind those that came before it; it must fit `longest_tokens`."""
-        self._waiting.append(sequence)
+        """Queue a sequence, which must fit `Paging.longest_tokens`."""
+        self._queue.add(sequence)
 
     def drop(self, sequence: Sequence) -> None:
-        """Take a sequence that was never admitted out of the queue."""
-        self._waiting.remove(sequence)
+        """Take a sequence that holds no slot out of the queue."""
+        self._queue.remove(sequence)
 
     def admit(self) -> list[Sequence]:
-        """Give slots to the first in the queue while they fit. Nobody overtakes: a long request is not starved."""
+        """Give slots to the first in the queue while they fit. Nobody overtakes: a long one is not starved."""
         admitted = []
-        while self._waiting and self._free_slots:
-            sequence = self._waiting[0]
-            needed = self._pages_for(sequence)
-            if any(pages > left for pages, left in zip(needed, self._unclaimed, strict=True)):
+        while self._queue and self._free_slots:
+            sequence = self._queue.first()
+            if self._active and not self._fits(sequence):
                 break
-            self._waiting.popleft()
-            for group, pages in enumerate(needed):
-                self._unclaimed[group] -= pages
+            self._queue.take(sequence)
             sequence.slot = self._free_slots.pop()
-            sequence.page_tables = ((),) * len(self._windows)
-            sequence.passed_pages = [0] * len(self._windows)
-            sequence.leaving_pages = [[] for _ in self._windows]
-            self._active.append(sequence)
-            self._set_aside[sequence] = needed
+            sequence.prefill_tokens = len(sequence.token_ids)
+            sequence.started = sequence.stalled = False
+            bisect.insort(self._active, sequence, key=_rank)
             admitted.append(sequence)
         return admitted
 
-    def _pages_for(self, sequence: Sequence) -> tuple[int, ...]:
-        return tuple(
-            pages_for_sequence(window, sequence.feed_tokens, self._prefill_chunk_tokens)
-            for window in self._windows
-        )
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether there are pages for the tokens it has, for what those admitted have yet to prefill, and one more
+        for each that runs: it must not be preempted at once."""
+        wanted = self._new_pages(sequence)
+        for other in self._active:
+            if other.queued_tokens < other.prefill_tokens:
+                more = self.paging.missing_pages(other) if other.started else self._new_pages(other)
+                wanted = [a + b for a, b in zip(wanted, more, strict=True)]
+        available = self.paging.pool.available
+        return all(pages + len(self._active) <= available(group) for group, pages in enumerate(wanted))
 
-    def plan(self) -> list[Entry]:
-        """The chunks of the next step: one decode token of every running sequence, then prompts in order of
-        arrival, `prefill_chunk_tokens` in total. They count as queued from here on."""
-        entries: list[Entry] = []
-        prefilling: list[Sequence] = []
-        for sequence in self._active:
-            if sequence.finish_reason is not None or sequence.queued_tokens >= sequence.feed_tokens:
-                continue
-            if sequence.queued_tokens < sequence.prompt_tokens:
-                prefilling.append(sequence)
-            elif self._page(sequence, 1):
-                entries.append((sequence, sequence.queue_decode()))
-        budget = self._prefill_chunk_tokens
-        for sequence in prefilling:
-            tokens = min(budget, sequence.prompt_tokens - sequence.queued_tokens)
-            if tokens and self._page(sequence, tokens):
-                entries.append((sequence, sequence.queue_prefill(tokens)))
-                budget -= tokens
-        return entries
-
-    def _page(self, sequence: Sequence, tokens: int) -> bool:
-        """See that the next `tokens` positions have pages. False where the step in flight still reads window
-        pages, and with them the sequence would exceed what was set aside for it."""
-        if self._window_groups:
-            self._pass_window_pages(sequence)
-        pages = pages_for_tokens(sequence.queued_tokens + tokens)
-        missing = pages - len(sequence.page_tables[0])
-        if missing <= 0:
-            return True
-        aside = self._set_aside[sequence]
-        for group, _ in self._window_groups:
-            held = pages - sequence.passed_pages[group] + len(sequence.leaving_pages[group])
-            if held > aside[group]:
-                return False
-        sequence.page_tables = tuple(
-            table + self.pool.allocate(group, missing) for group, table in enumerate(sequence.page_tables)
-        )
-        return True
-
-    def _pass_window_pages(self, sequence: Sequence) -> None:
-        """Take the pages no query from `queued_tokens` on will see out of the tables."""
-        for group, window in self._window_groups:
-            before = sequence.passed_pages[group]
-            passed = max(sequence.queued_tokens - window + 1, 0) // KV_PAGE_TOKENS
-            if passed > before:
-                tables = list(sequence.page_tables)
-                sequence.leaving_pages[group] += tables[group][before:passed]
-                tables[group] = (-1,) * passed + tables[group][passed:]
-                sequence.page_tables = tuple(tables)
-                sequence.passed_pages[group] = passed
-        if not sequence.in_flight:
-            self.free_leaving_pages(sequence)
-
-    def free_leaving_pages(self, sequence: Sequence) -> None:
-        """Hand back passed pages: the last step that reads them is done."""
-        for group, _ in self._window_groups:
-            leaving = sequence.leaving_pages[group]
-            if leaving:
-                self.pool.free(group, leaving)
-                leaving.clear()
+    def _new_pages(self, sequence: Sequence) -> list[int]:
+        wanted = self.paging.new_pages(sequence)
+        leader = self._leader(sequence)
+        if leader is not None:  # what it computes now will be shared
+            shared = sum(self._computing.get(key) is leader for key in self.paging.usable_keys(sequence))
+            wanted = [max(pages - shared, 0) for pages in wanted]
+        return wanted
 
     def release(self, sequence: Sequence) -> None:
         """Take back the slot and the pages of a finished sequence none of whose steps is in flight."""
         assert sequence.slot is not None
         assert sequence.state is SequenceState.FINISHED
-        assert not sequence.in_flight
-        self.free_leaving_pages(sequence)
-        for group, table in enumerate(sequence.page_tables):
-            self.pool.free(group, table[sequence.passed_pages[group] :])
-        sequence.page_tables = ()
         self._free_slots.append(sequence.slot)
-        sequence.slot = None
+        self._withdraw(sequence)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None
+        self.preemptions += 1
+        sequence.preemptions += 1
+        self._preempted_slots.append(sequence.slot)
+        self._withdraw(sequence)
+        if sequence.generated_tokens == 0:
+            sequence.prompt_logprobs.clear()  # they come again
+        self._queue.add(sequence)
+
+    def _withdraw(self, sequence: Sequence) -> None:
+        self._stop_leading(sequence)
+        self.paging.release(sequence)
+        sequence.slot = sequence.leader = None
         self._active.remove(sequence)
-        for group, pages in enumerate(self._set_aside.pop(sequence)):
-            self._unclaimed[group] += pages
+
+    def take_preempted_slots(self) -> list[int]:
+        """Slots of sequences the last plan preempted: to be closed, and free from here on."""
+        slots, self._preempted_slots = self._preempted_slots, []
+        self._free_slots += slots
+        return slots
+
+    def publish(self, sequence: Sequence) -> None:
+        """What is computed is settled, since a token was sampled after it: others may share it."""
+        self.paging.publish(sequence)
+        self._stop_leading(sequence)
+
+    def allow_chunks(self, chunks: int) -> None:
+        """Plan at most so many chunks a step, and one at least: more did not fit the device's memory."""
+        self._max_chunks = max(chunks, 1)
+
+    def allow_more_chunks(self) -> None:
+        """Twice as many as now."""
+        self._max_chunks = min(2 * self._max_chunks, self._max_slots)
+
+    # --- one plan ----------------------------------------------------------------------------------
+
+    def plan(self, *, may_preempt: bool = True, guess: Guess | None = None) -> list[Entry]:
+        """The chunks of the next step: a token of every sequence that decodes (or guesses to verify with it), and
+        prompts within the budget. They count as queued from here on. `may_preempt`: no step is in flight."""
+        if may_preempt:
+            self.wants_drain = False
+        active = self._active
+        prefilling = [s for s in active if s.queued_tokens < s.prefill_tokens]
+        prefills = self._allot(prefilling) if prefilling else {}
+        entries: list[Entry] = []
+        draft_rows = MAX_DRAFT_ROWS
+        for sequence in active:  # who ranks lower may be preempted, and gone, before its turn
+            if len(entries) == self._max_chunks:
+                break
+            queued = sequence.queued_tokens
+            if queued >= sequence.feed_tokens or sequence.finish_reason is not None:
+                continue
+            if queued < sequence.prefill_tokens:
+                tokens = prefills.get(sequence, 0)
+                sequence.stalled = not (tokens and self._page(sequence, tokens, may_preempt))
+                if not sequence.stalled:
+                    entries.append((sequence, sequence.queue_prefill(tokens)))
+                continue
+            if guess is not None and sequence.speculation is not None:
+                if sequence.in_flight:
+                    continue  # what it would guess from is not read back yet
+                guesses = guess(sequence, min(draft_rows, sequence.feed_tokens - queued - 1))
+                if guesses and self.paging.extend(sequence, 1 + len(guesses)):
+                    draft_rows -= len(guesses)
+                    entries.append((sequence, sequence.queue_drafts(guesses)))
+                    continue
+            if queued < sequence.paging_due_at or self._page(sequence, 1, may_preempt):
+                entries.append((sequence, sequence.queue_decode()))
+        return entries
+
+    def _allot(self, prefilling: list[Sequence]) -> dict[Sequence, int]:
+        """How many tokens each prefilling sequence may feed. A prompt longer than the rest of the budget leaves
+        half of it to those behind, so that a short one does not wait for all of it."""
+        ready = [sequence for sequence in prefilling if self._ready(sequence)]
+        if not ready:
+            return {}
+        most = left = self._prefill_tokens
+        if self._anyone_decodes():
+            most = self._mixed_tokens
+            left = min(MIXED_PROMPTS * most, left)
+        allotted = {}
+        for sequence in ready:
+            remaining = sequence.prefill_tokens - sequence.queued_tokens
+            half = left if remaining <= left or sequence is ready[-1] else (left + 1) // 2
+            allotted[sequence] = min(remaining, most, half)
+            left -= allotted[sequence]
+        for sequence in ready:
+            remaining = sequence.prefill_tokens - sequence.queued_tokens
+            more = min(left, min(remaining, most) - allotted[sequence])
+            allotted[sequence] += more
+            left -= more
+        return allotted
+
+    def _anyone_decodes(self) -> bool:
+        return any(
+            sequence.prefill_tokens <= sequence.queued_tokens < sequence.feed_tokens
+            and sequence.finish_reason is None
+            for sequence in self._active
+        )
+
+    def _page(self, sequence: Sequence, tokens: int, may_preempt: bool) -> bool:
+        """See that the next `tokens` positions have pages, preempting who ranks lower where there are none."""
+        while not self.paging.extend(sequence, tokens):
+            victim = next(s for s in reversed(self._active) if s is sequence or any(s.page_tables))
+            if not may_preempt:
+                self.wants_drain |= victim is not sequence or bool(sequence.leaving_pages)
+                return False
+            if victim is sequence:
+                return False  # it goes on when one that ranks higher ends, or takes its pages
+            self._preempt(victim)
+        return True
+
+    # --- shared prefixes ---------------------------------------------------------------------------
+
+    def _ready(self, sequence: Sequence) -> bool:
+        """Whether a sequence with tokens to prefill may feed some; starts it where it waits for nobody."""
+        if sequence.finish_reason is not None:
+            return False
+        if not sequence.started:
+            sequence.leader = self._leader(sequence)
+            if sequence.leader is None:
+                self._start(sequence)
+        return sequence.started
+
+    def _leader(self, sequence: Sequence) -> Sequence | None:
+        """Who is prefilling the next page of a sequence's prefix, which it need not compute again then; nobody
+        where that one does not come on."""
+        leader = sequence.leader
+        if leader is None or leader not in self._leaders:
+            found = self.paging.found_pages(sequence) if self._leaders else 0
+            wanted = self.paging.usable_keys(sequence)[found : found + 1] if self._leaders else []
+            leader = self._computing.get(wanted[0]) if wanted else None
+        return None if leader is None or leader.stalled else leader
+
+    def _start(self, sequence: Sequence) -> None:
+        sequence.started = True
+        self.paging.start(sequence)
+        if sequence.generated_tokens == 0:
+            sequence.cached_tokens = sequence.computed_tokens
+        if sequence.reuses and not sequence.preemptions:
+            self.prefix_queried_tokens += sequence.prompt_tokens
+            self.prefix_hit_tokens += sequence.computed_tokens
+        keys = sequence.keys[sequence.published_pages :]
+        if keys:
+            self._leaders[sequence] = keys
+            self._computing.update(dict.fromkeys(keys, sequence))
+
+    def _stop_leading(self, sequence: Sequence) -> None:
+        for key in self._leaders.pop(sequence, ()):
+            if self._computing.get(key) is sequence:
+                del self._computing[key]
 
     def check(self) -> None:
-        """Raise AssertionError unless each page and slot is free or held by exactly one active sequence."""
-        self.pool.check()
-        held = [0] * len(self._windows)
-        for sequence in self._active:
-            for group, table in enumerate(sequence.page_tables):
-                pages = len(table) - sequence.passed_pages[group] + len(sequence.leaving_pages[group])
-                assert pages <= self._set_aside[sequence][group]
-                held[group] += pages
-        assert tuple(held) == self.pool.used, f"sequences hold {held} pages, {self.pool.used} are used"
-        slots = sorted([*self._free_slots, *(s.slot for s in self._active if s.slot is not None)])
+        """Raise AssertionError unless each page is free, cached or held by sequences that are active, each slot
+        free or held by one, and nobody else left a trace."""
+        self.paging.check(self._active)
+        held = [sequence.slot for sequence in self._active if sequence.slot is not None]
+        slots = sorted([*self._free_slots, *self._preempted_slots, *held])
         assert slots == list(range(self._max_slots)), f"slots {slots} are not the {self._max_slots} there are"
+        assert self._active == sorted(self._active, key=_rank)
+        assert set(self._leaders) <= set(self._active), "a sequence that is gone still leads"
+        assert set(self._computing.values()) <= set(self._leaders)

@@ -62,6 +62,7 @@ class ReferenceRunner:
         )
         self._slots: dict[int, _Slot] = {}
         self._logits: dict[int, torch.Tensor] = {}
+        """Slot -> fp32 [drafts + 1, V] of its last chunk that is to be sampled."""
         self._steps = 0
 
     @property
@@ -106,16 +107,21 @@ class ReferenceRunner:
         masks: Mapping[int, np.ndarray] | None = None,
         logits: Mapping[int, np.ndarray] | None = None,
     ) -> Done[SampleResult]:
-        assert not logits, "replaced logits are not supported"
-        masks = masks or {}
+        masks, logits = masks or {}, logits or {}
         return Done(
             SampleResult(
-                tuple((self._sample_slot(c.slot, masks.get(c.slot)),) for c in batch.chunks if c.sample)
+                tuple(
+                    self._sample_slot(chunk, masks.get(chunk.slot), logits.get(chunk.slot))
+                    for chunk in batch.chunks
+                    if chunk.sample
+                )
             )
         )
 
     def logits(self, slot: int) -> np.ndarray:
-        return self._logits[slot].cpu().numpy().copy()
+        (row,) = self._logits[slot]
+        copy: np.ndarray = row.cpu().numpy().copy()
+        return copy
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
         raise IncompatibleModelError("the reference runner takes no adapters yet", remedy="Do without it.")
@@ -144,7 +150,7 @@ class ReferenceRunner:
         spans = self._cache.spans(chunk.page_tables, chunk.start, chunk.tokens)
         hidden = self._model.forward(torch.tensor(ids, device=self._device), chunk.start, spans, self._cache)
         if chunk.sample:
-            self._logits[chunk.slot] = self._model.logits(hidden[-1:])[0]
+            self._logits[chunk.slot] = self._model.logits(hidden[-1 - chunk.drafts :])
         if chunk.targets is None:
             return None
         found: list[TokenLogprob] = []
@@ -155,10 +161,29 @@ class ReferenceRunner:
                     found.append(logprob_of(row, target, chunk.top_logprobs))
         return tuple(found)
 
-    def _sample_slot(self, slot: int, mask: np.ndarray | None) -> Sampled:
-        state, logits = self._slots[slot], self._logits.pop(slot)
+    def _sample_slot(
+        self, chunk: Chunk, mask: np.ndarray | None, replaced: np.ndarray | None
+    ) -> tuple[Sampled, ...]:
+        """Row by row: each token that is the one guessed leads to the next row."""
+        assert not chunk.drafts or (mask is None and replaced is None), "drafts with a mask or other logits"
+        rows = self._logits.pop(chunk.slot)
+        guesses = chunk.token_ids[-chunk.drafts :] if chunk.token_ids is not None and chunk.drafts else ()
+        found = [self._sample_row(chunk.slot, rows[0], mask, replaced)]
+        for row, guess in zip(rows[1:], guesses, strict=True):
+            if found[-1].token_id != guess:
+                break
+            found.append(self._sample_row(chunk.slot, row, None, None))
+        return tuple(found)
+
+    def _sample_row(
+        self, slot: int, logits: torch.Tensor, mask: np.ndarray | None, replaced: np.ndarray | None
+    ) -> Sampled:
+        state = self._slots[slot]
         allowed = None if mask is None else _unpack_mask(mask, len(logits), self._device)
-        token, logprob = sample_row(logits, state.sampling, state.token_ids, state.prompt_tokens, allowed)
+        others = None if replaced is None else torch.tensor(replaced, device=self._device)
+        token, logprob = sample_row(
+            logits, state.sampling, state.token_ids, state.prompt_tokens, allowed, others
+        )
         if token >= 0:
             state.token_ids.append(token)
         return Sampled(token, logprob)

@@ -27,14 +27,17 @@ def sample_row(
     token_ids: Sequence[int],
     prompt_tokens: int,
     mask: torch.Tensor | None,
+    replaced: torch.Tensor | None = None,
 ) -> tuple[int, TokenLogprob | None]:
     """The next token after `token_ids` (prompt first) from fp32 [V]; -1 where the row is not finite.
 
-    `mask` is bool [V], True where a token is allowed.
+    `mask` is bool [V], True where a token is allowed. `replaced` fp32 [V] is sampled from instead of `logits`,
+    whose logprobs are returned all the same.
     """
-    if not torch.isfinite(logits.max()):  # NaN wins every max; all -inf leaves -inf
-        return -1, None
-    shaped = _shaped(logits, sampling, token_ids, prompt_tokens)
+    given = logits if replaced is None else replaced
+    if not torch.isfinite(logits.max()) or not torch.isfinite(given.max()):
+        return -1, None  # NaN wins every max; all -inf leaves -inf
+    shaped = _shaped(given, sampling, token_ids, prompt_tokens)
     if mask is not None:
         shaped = shaped.masked_fill(~mask, -torch.inf)
     best = shaped.max()

@@ -1,0 +1,183 @@
+"""Guesses are verified, counted and never change a token; text that nothing predicts soon gets none."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+
+from octavo.engine.scheduler import MAX_DRAFT_ROWS
+from octavo.engine.speculation import MAX_DRAFTS, Speculation
+
+MODES = ("sync", "lazy", "random", "thread")
+
+
+class Oracle:
+    """Knows what the model will say of some prompts, and is wrong with probability `wrong` at each token."""
+
+    def __init__(self, wrong=0.0, seed=0):
+        self.known, self.wrong, self.random, self.calls = [], wrong, random.Random(seed), 0
+
+    def __call__(self, token_ids):
+        self.calls += 1
+        for whole in self.known:
+            if whole[: len(token_ids)] == token_ids:
+                rest = whole[len(token_ids) :]
+                return [t if self.random.random() >= self.wrong else (t + 1) % 61 for t in rest] + [1] * 4
+        return []
+
+
+def prepare(toy, oracle, requests, **kwargs):
+    harness = toy.harness(make_drafter=lambda: oracle, **kwargs)
+    for request in requests:
+        oracle.known.append([*request.prompt_token_ids, *toy.expected(harness, request)])
+    return harness
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("wrong", [0.0, 0.2, 0.6, 1.0])
+def test_tokens_and_logprobs_are_those_without_guesses(toy, mode, wrong):
+    requests = [
+        toy.request(
+            prompt=20 + 15 * i, new=60 + i, seed=i, temperature=i % 2, logprobs=1, repetition_penalty=1.1
+        )
+        for i in range(4)
+    ]
+    plain = toy.harness("sync", (None, 40))
+    plain.run(*requests)
+    guessed = prepare(toy, Oracle(wrong), requests, mode=mode, windows=(None, 40))
+    guessed.run(*requests)
+    for request_id in range(4):
+        without, with_guesses = (
+            [dataclasses.replace(event, queued_seconds=0) for event in harness.events[request_id]]
+            for harness in (plain, guessed)
+        )
+        assert without == with_guesses
+    info = guessed.engine.info()
+    assert info["generated_tokens"] == plain.engine.info()["generated_tokens"]
+    assert 0 <= info["drafts_accepted"] <= info["drafts_proposed"]
+    assert (info["drafts_accepted"] == 0) == (wrong == 1.0)
+    if wrong == 0:
+        assert info["drafts_accepted"] == info["drafts_proposed"]
+
+
+def test_right_guesses_save_steps(toy):
+    requests = [toy.request(prompt=20, new=200)]
+    harness = prepare(toy, Oracle(), requests)
+    harness.run(*requests)
+    steps = harness.engine.info()["steps"]
+    assert steps <= 200 / (1 + MAX_DRAFTS) + 5
+    last = [chunk for batch in harness.runner.forwarded for chunk in batch.chunks][-1]
+    assert last.start + last.tokens <= 20 + 199, "never past the last token"
+
+
+def test_wrong_guesses_soon_stop(toy):
+    requests = [toy.request(prompt=20, new=400)]
+    harness = prepare(toy, Oracle(1.0), requests)
+    harness.run(*requests)
+    info = harness.engine.info()
+    assert info["steps"] == 400
+    assert info["drafts_proposed"] <= 8, "400 tokens"
+
+
+@pytest.mark.parametrize("mode", ["sync", "lazy"])
+def test_a_stop_among_accepted_guesses(toy, mode):
+    request = toy.request(prompt=20, new=100)
+    harness = prepare(toy, Oracle(), [request], mode=mode)
+    expected = toy.expected(harness, request)
+    stop = next(t for t in expected[20:] if t not in expected[:20])
+    stopping = dataclasses.replace(request, stop_token_ids=frozenset([stop]))
+    request_id = harness.submit(stopping)
+    harness.drain()
+    assert harness.tokens(request_id) == expected[: expected.index(stop) + 1]
+    assert harness.engine.info()["generated_tokens"] == expected.index(stop) + 1
+
+
+def test_a_row_that_is_not_finite_among_guesses(toy):
+    request = toy.request(prompt=20, new=100, seed=9)
+    harness = prepare(toy, Oracle(), [request])
+    harness.runner.faults = {(9, 50): "nan"}
+    request_id = harness.submit(request)
+    harness.drain()
+    assert harness.tokens(request_id) == toy.expected(harness, request)[:30]
+    assert harness.events[request_id][-1].error is not None
+    follow_up = toy.request(prompt=[*request.prompt_token_ids, *harness.tokens(request_id)], new=3)
+    again = harness.submit(follow_up)
+    harness.drain()
+    assert harness.events[again][0].cached_tokens <= 32
+    assert harness.tokens(again) == toy.expected(harness, follow_up)
+
+
+@pytest.mark.parametrize("mode", ["sync", "lazy"])
+def test_a_batch_with_guesses_that_raises(toy, mode):
+    requests = [toy.request(prompt=20, new=60, seed=i) for i in range(3)]
+    harness = prepare(toy, Oracle(0.3), requests, mode=mode)
+    harness.runner.once = True
+    harness.runner.faults = {(1, 20 + n): MemoryError("injected") for n in range(0, 60, 3)}
+    assert harness.run(*requests) == [toy.expected(harness, request) for request in requests]
+
+
+def test_not_where_the_host_has_a_say(toy):
+    oracle = Oracle()
+    request = toy.request(prompt=20, new=30, logits_processors=(lambda ids, row: row,))
+    harness = prepare(toy, oracle, [request])
+    harness.run(request)
+    assert oracle.calls == 0
+
+
+def test_not_on_a_runner_whose_results_depend_on_chunks(toy):
+    class Runner(toy.Runner):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.info = dataclasses.replace(self.info, chunk_invariant=False)
+
+    oracle = Oracle()
+    request = toy.request(prompt=20, new=30)
+    harness = prepare(toy, oracle, [request], runner_class=Runner)
+    harness.run(request)
+    assert oracle.calls == 0
+    assert harness.engine.info()["speculation"] is False
+
+
+def test_a_drafter_that_raises_costs_its_guesses_only(toy):
+    def drafter(token_ids):
+        raise RuntimeError("injected")
+
+    harness = toy.harness(make_drafter=lambda: drafter)
+    request = toy.request(prompt=20, new=30)
+    assert harness.run(request) == [toy.expected(harness, request)]
+    assert harness.engine.info()["faults"] == 1
+
+
+def test_a_step_verifies_only_so_many_guesses(toy):
+    requests = [toy.request(prompt=20, new=200, seed=i) for i in range(8)]
+    harness = prepare(toy, Oracle(), requests, slots=8)
+    harness.run(*requests)
+    assert max(sum(c.drafts for c in batch.chunks) for batch in harness.runner.forwarded) == MAX_DRAFT_ROWS
+
+
+def test_guesses_never_cost_anybody_its_pages(toy):
+    requests = [toy.request(prompt=31, new=64, seed=i) for i in range(3)]
+    harness = prepare(toy, Oracle(), requests, pages=(9,), context=96)
+    assert harness.run(*requests) == [toy.expected(harness, request) for request in requests]
+    assert harness.engine.info()["preemptions"] == 0
+
+
+def test_how_many_guesses():
+    speculation = Speculation(lambda token_ids: [1] * 20)
+
+    def asked(tokens, most=20):
+        return len(speculation.guesses([0] * tokens, most))
+
+    found = []
+    for accepted in (2, 4, 8, 3, 0, 0, 0):
+        found.append(asked(100))
+        speculation.observe(100, found[-1], min(accepted, found[-1]))
+    assert found == [2, 4, 8, 8, 4, 2, 1]
+    assert [asked(n) for n in (101, 131, 132)] == [0, 0, 1]
+    speculation.observe(133, 1, 0)
+    assert [asked(n) for n in (196, 197)] == [0, 1], "each rest is twice as long"
+    speculation.observe(198, 1, 1)
+    assert asked(198) == 2
+    assert [asked(198, most) for most in (1, 0, -1)] == [1, 0, 0]
