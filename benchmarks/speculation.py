@@ -83,9 +83,8 @@ def main() -> None:
                 params = SamplingParams(
                     max_new_tokens=said.tokens, temperature=temperature, seed=1, ignore_eos=True
                 )
-                rows.append(
-                    {"kind": kind, "task": name} | compare(plain, guessing, prompt, params, said.rounds)
-                )
+                found = compare(plain, guessing, prompt, params, said.rounds, said.processor_time)
+                rows.append({"kind": kind, "task": name} | found)
                 if not said.json:
                     show(rows[-1])
     if said.json:

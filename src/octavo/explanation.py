@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from octavo.loading import PlannedModel
-from octavo.models.spec import LayerSpec
+from octavo.models.spec import LayerSpec, MoE
 
 
 def explain(model: PlannedModel, running: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +88,10 @@ def _what(layer: LayerSpec) -> str:
     mixer, ffn = layer.mixer, layer.ffn
     reach = "whole context" if mixer.window is None else f"window of {mixer.window}"
     heads = f"{mixer.heads} heads over {mixer.kv_heads} of keys, {mixer.head_dim} dims"
-    return f"{type(mixer).__name__} ({heads}, {reach}), {type(ffn).__name__} ({ffn.hidden_size} {ffn.activation})"
+    width = f"{ffn.hidden_size} {ffn.activation}"
+    if isinstance(ffn, MoE):
+        width = f"{ffn.experts_per_token} of {ffn.experts} experts a token, {width}"
+    return f"{type(mixer).__name__} ({heads}, {reach}), {type(ffn).__name__} ({width})"
 
 
 def _speculation(model: PlannedModel, running: Mapping[str, Any]) -> str:

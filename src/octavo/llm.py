@@ -22,6 +22,7 @@ from octavo.frontend import Frontend
 from octavo.generation import Generation, Inbox, TextStream
 from octavo.loading import PlannedModel, load_backend, plan_model
 from octavo.settings import (
+    ActivationsName,
     DtypeName,
     IsaName,
     QuantName,
@@ -57,6 +58,7 @@ class LLM:
         dtype: DtypeName = "auto",
         runner: RunnerName = "auto",
         isa: IsaName = "auto",
+        activations: ActivationsName = "int16",
         context: int | None = None,
         max_sequences: int | None = None,
         speculation: SpeculationName = "auto",
@@ -79,6 +81,7 @@ class LLM:
             dtype=dtype,
             runner=runner,
             isa=isa,
+            activations=activations,
             context=context,
             max_sequences=max_sequences,
             speculation=speculation,

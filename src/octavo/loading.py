@@ -20,6 +20,7 @@ from octavo.models import build_model
 from octavo.models.parameters import Parameter
 from octavo.models.spec import ModelSpec
 from octavo.plan import make_plan
+from octavo.quant.checkpoint import open_quantized
 from octavo.quant.format import Format
 from octavo.runners import runner_kinds
 from octavo.runners.base import Runner, RunnerKind
@@ -29,7 +30,7 @@ from octavo.types import LoadState, ModelSource, Progress
 from octavo.validate import validate_settings
 from octavo.weights import choose_formats, open_weights
 
-_SMALLER_QUANTS = ("int8", "llm-int8")
+_SMALLER_QUANTS = ("int8", "llm-int8", "int4")
 """What a refusal may suggest instead."""
 
 
@@ -62,7 +63,10 @@ def plan_model(settings: Settings, *, progress: Progress | None = None) -> Plann
         cache_dir=settings.cache_dir,
         progress=progress,
     )
-    spec, parameters = build_model(source.config, source.naming)
+    source = open_quantized(source)
+    spec, parameters = build_model(
+        source.config, source.naming, tensors=source.tensors, context_tokens=settings.context
+    )
 
     def formats(quant: str) -> Mapping[str, Format]:
         return choose_formats(parameters, source.tensors, quant)
@@ -73,7 +77,7 @@ def plan_model(settings: Settings, *, progress: Progress | None = None) -> Plann
         parameters=parameters,
         formats=formats(settings.quant),
         file_bytes={name: tensor.nbytes for name, tensor in source.tensors.items()},
-        kinds=runner_kinds(settings.runner, settings.isa),
+        kinds=runner_kinds(settings.runner, settings.isa, settings.activations),
         machine=machine,
         device=device,
         alternatives={name: formats(name) for name in _SMALLER_QUANTS if name != settings.quant},
@@ -149,11 +153,9 @@ def _drafter(settings: Settings, runner: Runner) -> MakeDrafter | None:
 
 
 def _kind(model: PlannedModel) -> RunnerKind:
-    (kind,) = (
-        kind
-        for kind in runner_kinds(model.settings.runner, model.settings.isa)
-        if kind.name == model.plan.runner
-    )
+    settings = model.settings
+    kinds = runner_kinds(settings.runner, settings.isa, settings.activations)
+    (kind,) = (kind for kind in kinds if kind.name == model.plan.runner)
     return kind
 
 

@@ -25,6 +25,7 @@ from octavo.plan_words import (
     context_reason,
     device_reason,
     refusal,
+    rope_reasons,
     runner_reason,
     sequences_reason,
     tight_warning,
@@ -32,10 +33,7 @@ from octavo.plan_words import (
 )
 from octavo.quant.format import Format
 from octavo.runners.base import RunnerConfig, RunnerKind
-from octavo.settings import Settings
-
-DEFAULT_CONTEXT_TOKENS = 8192
-"""Most context taken when none is asked for."""
+from octavo.settings import DEFAULT_CONTEXT_TOKENS, Settings
 
 LEAST_DEFAULT_CONTEXT_TOKENS = 512
 """A default context that would have to be smaller is refused: so little is only right when asked for."""
@@ -121,6 +119,7 @@ def make_plan(
             runner_reason(load.kind.name, packed=held.packed, own=held.own, mapped=held.mapped),
             f"{load.kind.name} {load.dtypes.reason}",
             f"context {context.reason}",
+            *rope_reasons(spec),
             sequences_reason(load.sequences, load.contexts, asked=settings.max_sequences),
             *map(weights_reason, weights),
         ),

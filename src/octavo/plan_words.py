@@ -5,12 +5,13 @@ Every number comes from `octavo.plan`; nothing is decided here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 from octavo.devices import DeviceChoice
 from octavo.errors import NotEnoughMemoryError
 from octavo.load_plan import Pool, StoredWeights
+from octavo.models.spec import ModelSpec
 from octavo.units import readable_bytes
 
 
@@ -30,6 +31,13 @@ def context_reason(asked: int | None, most: int, default: int, fits: int) -> str
     if asked is not None:
         return f"{asked:,} as asked (the model's limit is {most:,})"
     return f"{min(most, default, fits):,} = min(model {most:,}, default {default:,}, what fits {fits:,})"
+
+
+def rope_reasons(spec: ModelSpec) -> Iterator[str]:
+    """Of scalings that depend on the length, and are fixed for all of it."""
+    for rope in dict.fromkeys(layer.mixer.rope for layer in spec.layers):
+        if rope is not None and rope.reason:
+            yield f"rope {rope.kind}: {rope.reason}"
 
 
 def sequences_reason(sequences: int, contexts: Fraction, *, asked: int | None) -> str:

@@ -13,11 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-QuantName = Literal["auto", "none", "int8", "llm-int8"]
+QuantName = Literal["auto", "none", "int8", "llm-int8", "int4", "nf4"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 RunnerName = Literal["auto", "cpu", "reference"]
 IsaName = Literal["auto", "avx512", "avx2", "portable"]
 SpeculationName = Literal["auto", "off", "prompt-lookup"]
+ActivationsName = Literal["int16", "int8"]
+
+
+DEFAULT_CONTEXT_TOKENS = 8192
+"""Most context taken when none is asked for."""
 
 
 def _option(default: Any, help: str, **more: Any) -> Any:
@@ -39,6 +44,11 @@ class Settings:
     dtype: DtypeName = _option("auto", "Compute type: auto, float32, bfloat16 or float16.")
     runner: RunnerName = _option("auto", "What computes: auto (the fastest that can), cpu or reference.")
     isa: IsaName = _option("auto", "The CPU runner's instruction set: auto, avx512, avx2 or portable.")
+    activations: ActivationsName = _option(
+        "int16",
+        "What the CPU runner rounds the inputs of 8-bit weights to: int16 (as good as exact) or int8 (a faster"
+        " prefill with AVX-512 VNNI, less exact).",
+    )
     context: int | None = _option(None, "Context in tokens [default: the model's, at most 8192, what fits].")
     max_sequences: int | None = _option(
         None,

@@ -54,6 +54,8 @@ def _requests(toy, source: random.Random) -> Callable[[], object]:
     def make() -> object:
         own = [source.randrange(toy.vocab) for _ in range(source.randrange(1, 20))]
         prompt = [*(shared if source.random() < 0.5 else []), *own]
-        return toy.request(prompt=prompt, new=source.randrange(1, 5), seed=source.randrange(2**32), temperature=0.0)
+        return toy.request(
+            prompt=prompt, new=source.randrange(1, 5), seed=source.randrange(2**32), temperature=0.0
+        )
 
     return make

@@ -8,7 +8,15 @@ from typing import get_args
 
 from octavo.devices import parse_device
 from octavo.errors import InvalidParameterError
-from octavo.settings import DtypeName, IsaName, QuantName, RunnerName, Settings, SpeculationName
+from octavo.settings import (
+    ActivationsName,
+    DtypeName,
+    IsaName,
+    QuantName,
+    RunnerName,
+    Settings,
+    SpeculationName,
+)
 from octavo.validate.values import Range, flag, one_of, path, wrong
 
 MAX_CONTEXT_TOKENS = 1 << 24
@@ -33,6 +41,14 @@ def validate_settings(settings: object) -> Settings:
             f"isa {settings.isa} and runner reference contradict each other: only the CPU runner has one",
             remedy="Leave one of them out.",
             parameter="isa",
+        )
+    one_of("activations", settings.activations, get_args(ActivationsName))
+    if settings.activations != "int16" and settings.runner == "reference":
+        raise InvalidParameterError(
+            f"activations {settings.activations} and runner reference contradict each other: only the CPU runner"
+            " rounds them",
+            remedy="Leave one of them out.",
+            parameter="activations",
         )
     parse_device(settings.device)
     cache_dir = path("cache_dir", settings.cache_dir)
