@@ -1,29 +1,117 @@
 """What quantizing costs: KL divergence and top-1 agreement to full precision on a text every CPython ships.
 
-    python benchmarks/quality.py [MODEL] [--tokens 4096] [--json]
+    python benchmarks/quality.py [MODEL] [--tokens 4096] [--rescale SEED] [--formats int8,int4] [--ggml LIB] [--json]
 
 Full precision is the checkpoint's own numbers in fp32; for a GGUF that is the dequantized file. Every format
-runs in the reference runner's model in fp32, so what is measured is the weights alone.
+runs in the reference runner's model in fp32, so what is measured is the weights alone. --rescale multiplies each
+norm before attention and MLP by factors between 0.7 and 1.4, and divides the columns it feeds by them: the same
+function, on no grid that an earlier quantization left. --ggml names llama.cpp's libggml-base, whose own quantizer
+then makes q4_k, q4_1 and q4_0 of the layers' matrices, flattened where rows are no multiple of its blocks;
+embedding and head are int8 beside them, as beside int4 and nf4.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import pydoc_data.topics
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
 
 from octavo.evaluate.divergence import Divergence, divergences
 from octavo.evaluate.logits import SegmentLogits
 from octavo.models import build_model
+from octavo.models.parameters import Parameter
+from octavo.models.spec import ModelSpec
+from octavo.packing import pack_parameter
+from octavo.quant.affine import INT8
+from octavo.quant.checkpoint import open_quantized
+from octavo.quant.format import Format
+from octavo.quant.ggml_blocks import BLOCK_TYPES
 from octavo.quant.logical_layout import REF1
+from octavo.quant.plain import Plain
+from octavo.sources.ggml_types import GGML_TYPES
 from octavo.sources.resolve import resolve
 from octavo.text.tokenizer import load_tokenizer
-from octavo.types import ModelSource
+from octavo.types import ModelSource, TensorRef
 from octavo.weights import choose_formats, open_weights
 
 SEGMENT_TOKENS = 512
-FORMATS = ("auto", "int8", "llm-int8")
+FORMATS = ("auto", "int8", "llm-int8", "int4", "nf4")
+GGML_FORMATS = ("q4_k", "q4_1", "q4_0")
+_FED_BY = {
+    "norms.pre_mixer.weight": ("mixer.q.weight", "mixer.k.weight", "mixer.v.weight"),
+    "norms.pre_ffn.weight": ("ffn.gate.weight", "ffn.up.weight"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    divergence: Divergence
+    packed_bytes: int
+    bits_a_weight: float
+    """Of the layers' matrices."""
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """A TensorRef of float32 values."""
+
+    name: str
+    values: np.ndarray = field(repr=False)
+
+    @property
+    def dtype(self) -> str:
+        return "f32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+    def read(self) -> np.ndarray:
+        return self.values
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    spec: ModelSpec
+    parameters: Sequence[Parameter]
+    tensors: Mapping[str, TensorRef]
+
+    def logits(self, formats: Mapping[str, Format]) -> SegmentLogits:
+        weights = open_weights(
+            model="measured",
+            fingerprint="",
+            tensors=self.tensors,
+            parameters=self.parameters,
+            formats=formats,
+            layout=REF1,
+            cache_dir=None,
+            use_cache=False,
+        )
+        return SegmentLogits(self.spec, weights, SEGMENT_TOKENS)
+
+    def matrices(self) -> Iterator[Parameter]:
+        """Those of the layers."""
+        return (p for p in self.parameters if p.role == "matrix" and p.name.startswith("layers."))
+
+    def size(self, formats: Mapping[str, Format]) -> tuple[int, float]:
+        """Packed bytes, and bits a weight of the layers' matrices."""
+
+        def nbytes(parameter: Parameter) -> int:
+            rows, columns = parameter.shape if len(parameter.shape) == 2 else (1, parameter.shape[0])
+            return formats[parameter.name].nbytes(rows, columns)
+
+        weights = sum(p.shape[0] * p.shape[1] for p in self.matrices())
+        bits = 8 * sum(map(nbytes, self.matrices())) / weights
+        return sum(map(nbytes, self.parameters)), bits
 
 
 def segments(source: ModelSource, tokens: int) -> list[list[int]]:
@@ -34,46 +122,108 @@ def segments(source: ModelSource, tokens: int) -> list[list[int]]:
     return [ids[i : i + SEGMENT_TOKENS] for i in range(0, len(ids), SEGMENT_TOKENS)]
 
 
-def logits_in(source: ModelSource, quant: str) -> tuple[SegmentLogits, int]:
-    """The model with its weights in a format, and the packed bytes."""
+def rescaled(model: Model, seed: int) -> Model:
+    """The same function by other weights: factors log-uniform in 0.7..1.4 from norms to the columns they feed."""
+    random = np.random.default_rng(seed)
+    values = {
+        p.name: pack_parameter(p, model.tensors, Plain("f32"))["values"].copy() for p in model.parameters
+    }
+    for index, layer in enumerate(model.spec.layers):
+        for norm, fed in _FED_BY.items():
+            spec = getattr(layer.norms, norm.split(".")[1])
+            gain = values.get(f"layers.{index}.{norm}")
+            if gain is None or spec.bias:
+                continue
+            factors = np.exp(random.uniform(np.log(0.7), np.log(1.4), gain.shape)).astype(np.float32)
+            gain[...] = (gain + spec.offset) * factors - spec.offset
+            for name in fed:
+                if f"layers.{index}.{name}" in values:
+                    values[f"layers.{index}.{name}"] /= factors
+    parameters = [Parameter(p.name, p.shape, p.role, p.name) for p in model.parameters]
+    return Model(model.spec, parameters, {name: InMemory(name, array) for name, array in values.items()})
+
+
+def by_ggml(model: Model, library: str, kind: str) -> tuple[Model, Mapping[str, Format], float]:
+    """The model with its layers' matrices quantized by ggml; the formats of the rest; bits a weight."""
+    (number,) = (number for number, found in GGML_TYPES.items() if found.name == kind)
+    block, nbytes = BLOCK_TYPES[kind].columns, BLOCK_TYPES[kind].nbytes
+    quantize = ctypes.CDLL(library).ggml_quantize_chunk
+    quantize.restype = ctypes.c_size_t
+    quantize.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    tensors: dict[str, TensorRef] = {}
+    matrices = {parameter.name for parameter in model.matrices()}
+    for parameter in model.parameters:
+        values = pack_parameter(parameter, model.tensors, Plain("f32"))["values"]
+        if parameter.name in matrices:
+            rows, columns = parameter.shape
+            width = columns if columns % block == 0 else block
+            flat = np.ascontiguousarray(values).reshape(-1, width)
+            raw = np.empty((len(flat), width // block * nbytes), np.uint8)
+            quantize(number, flat.ctypes.data, raw.ctypes.data, 0, len(flat), width, None)
+            packed = BLOCK_TYPES[kind].split(raw, width)
+            values = BLOCK_TYPES[kind].format.unpack(packed, width).reshape(rows, columns)
+        tensors[parameter.name] = InMemory(parameter.name, values)
+    parameters = [Parameter(p.name, p.shape, p.role, p.name) for p in model.parameters]
+    formats: dict[str, Format] = {
+        p.name: Plain("f32") if p.role == "vector" or p.name in matrices else INT8 for p in parameters
+    }
+    return Model(model.spec, parameters, tensors), formats, 8 * nbytes / block
+
+
+def measure(
+    location: str | None,
+    tokens: int,
+    formats: Sequence[str] = FORMATS,
+    seed: int | None = None,
+    library: str | None = None,
+) -> dict[str, Measured]:
+    """Format -> what it costs; one format's weights are in memory at a time."""
+    source = open_quantized(resolve(location))
     spec, parameters = build_model(source.config, source.naming)
-    weights = open_weights(
-        model=source.location,
-        fingerprint=source.fingerprint,
-        tensors=source.tensors,
-        parameters=parameters,
-        formats=choose_formats(parameters, source.tensors, quant),
-        layout=REF1,
-        cache_dir=None,
-        use_cache=False,
-    )
-    return SegmentLogits(spec, weights, SEGMENT_TOKENS), weights.nbytes
-
-
-def measure(model: str | None, tokens: int) -> dict[str, tuple[Divergence, int]]:
-    """Format -> (divergence from full precision, packed bytes)."""
-    source = resolve(model)
+    model = Model(spec, parameters, source.tensors)
+    if seed is not None:
+        model = rescaled(model, seed)
     text = segments(source, tokens)
-    truth, _ = logits_in(source, "none")
-    models = {quant: logits_in(source, quant) for quant in FORMATS}
-    found = divergences(truth, {quant: model for quant, (model, _) in models.items()}, text)
-    return {quant: (found[quant], nbytes) for quant, (_, nbytes) in models.items()}
+    truth = model.logits(choose_formats(model.parameters, model.tensors, "none"))
+    found: dict[str, Measured] = {}
+    for quant in formats:
+        if quant in GGML_FORMATS:
+            assert library is not None, f"{quant} needs --ggml"
+            other, chosen, bits = by_ggml(model, library, quant)
+            weights = sum(p.shape[0] * p.shape[1] for p in model.matrices())
+            nbytes = other.size(chosen)[0] - 4 * weights + round(bits * weights / 8)
+        else:
+            other, chosen = model, choose_formats(model.parameters, model.tensors, quant)
+            nbytes, bits = model.size(chosen)
+        divergence = divergences(truth, {quant: other.logits(chosen)}, text)[quant]
+        found[quant] = Measured(divergence, nbytes, bits)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="default: the default model")
     parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--rescale", type=int, metavar="SEED")
+    parser.add_argument("--formats", help=f"separated by commas [default: {','.join(FORMATS)}]")
+    parser.add_argument(
+        "--ggml", metavar="LIB", help="libggml-base of a build of llama.cpp: adds its formats"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = measure(arguments.model, arguments.tokens)
+    formats = (*FORMATS, *(GGML_FORMATS if arguments.ggml else ()))
+    if arguments.formats:
+        formats = tuple(arguments.formats.split(","))
+    found = measure(arguments.model, arguments.tokens, formats, arguments.rescale, arguments.ggml)
     if arguments.json:
-        print(json.dumps({name: {**asdict(d), "packed_bytes": n} for name, (d, n) in found.items()}))
+        print(json.dumps({name: asdict(measured) for name, measured in found.items()}))
         return
-    print(f"{'format':10} {'packed MB':>10} {'KL nats/token':>14} {'+- s.e.':>9} {'top-1':>7}")
-    for name, (d, nbytes) in found.items():
+    print(f"{'format':10} {'packed MB':>10} {'bits':>6} {'KL nats/token':>14} {'+- s.e.':>9} {'top-1':>7}")
+    for name, measured in found.items():
+        d = measured.divergence
         print(
-            f"{name:10} {nbytes / 1e6:10.1f} {d.kl_nats:14.2e} {d.standard_error:9.1e} {d.top1_agreement:7.3f}"
+            f"{name:10} {measured.packed_bytes / 1e6:10.1f} {measured.bits_a_weight:6.3f} {d.kl_nats:14.2e} "
+            f"{d.standard_error:9.1e} {d.top1_agreement:7.3f}"
         )
 
 

@@ -38,7 +38,7 @@ using namespace octavo;
 extern "C" {
 
 void octavo_abi(int32_t* out) {
-  const size_t sizes[] = {sizeof(OctavoMatrix), sizeof(OctavoNorm),     sizeof(OctavoExpert),   sizeof(OctavoLayer),
+  const size_t sizes[] = {sizeof(OctavoTable), sizeof(OctavoMatrix), sizeof(OctavoNorm),     sizeof(OctavoExpert),   sizeof(OctavoLayer),
                           sizeof(OctavoRope),   sizeof(OctavoModel),    sizeof(OctavoAddend),   sizeof(OctavoAdapter),
                           sizeof(OctavoSampling), sizeof(OctavoLogprobs), sizeof(OctavoChunk),  sizeof(OctavoSample)};
   *out++ = OCTAVO_ABI;

@@ -19,19 +19,22 @@ inline constexpr int kPageTokens = OCTAVO_PAGE_TOKENS;
 inline constexpr int kBlockPages = 4;
 inline constexpr int kBlockTokens = kPageTokens * kBlockPages;  // keys whose softmax is computed together
 
-// T rows as int16 with a scale per `block` columns. Rows are stored in tiles of m consecutive rows (see
-// `tile_rows_for`), each tile as [K / 2] [m] pairs, so that a kernel reads it front to back.
+// T rows as int16 or int8 with a scale per `block` columns. Rows are stored in tiles of m consecutive rows (see
+// `tile_rows_for`), each tile as [K / 2] [m] pairs of int16 or [K / 4] [m] quads of int8 (k0, k2, k1, k3), so that a
+// kernel reads it front to back.
 struct FixedPoint {
   int block = 0;
+  int value_bytes = 0;
   int padded_columns = 0;
-  int16_t* values = nullptr;        // [T * padded_columns]; null: this encoding is not needed
+  uint8_t* values = nullptr;        // [T * padded_columns]; null: this encoding is not needed
   float* scales = nullptr;          // [T * padded_columns / block], tiled like the values
   int32_t* negated_sums = nullptr;  // -sum of a block's values, the same shape
   float* totals = nullptr;          // scale * sum
 };
 
-inline constexpr int kEncodings = 3;
-inline constexpr int kEncodingBlocks[kEncodings] = {16, 32, 64};
+inline constexpr int kEncodings = 5;
+inline constexpr int kEncodingBlocks[kEncodings] = {16, 32, 64, 32, 64};
+inline constexpr int kEncodingBytes[kEncodings] = {2, 2, 2, 1, 1};
 
 // One input of a linear in every encoding its matrices need.
 struct Activations {
@@ -49,10 +52,29 @@ inline int tile_rows_for(int left, int most) {
   return 1;
 }
 
+// Where the parts of a block of rows begin, in bytes: scales, minimums, what 256 columns share of each, codes.
+struct BlockParts {
+  int64_t minimums, shared, shared_minimums, codes;
+};
+inline BlockParts parts_of(const Matrix& w, int lanes) {
+  constexpr int bytes[] = {2, 4, 1, 1};
+  const bool minimum = w.codec == OCTAVO_U8_MIN || w.codec == OCTAVO_U4_MIN, two_level = w.numbers >= OCTAVO_NUMBERS_U8;
+  const int64_t table = static_cast<int64_t>((w.columns + w.group - 1) / w.group) * lanes * bytes[w.numbers];
+  const int64_t factors = two_level ? static_cast<int64_t>((w.columns + 255) / 256) * lanes * 2 : 0;
+  BlockParts parts;
+  parts.minimums = table;
+  parts.shared = minimum ? 2 * table : table;
+  parts.shared_minimums = parts.shared + factors;
+  parts.codes = (parts.shared + (minimum ? 2 * factors : factors) + 63) / 64 * 64;
+  return parts;
+}
+
 // The encoding a matrix multiplies with: an index into `Activations::fixed`, or -1 for plain values.
 inline int encoding_of(const Matrix& w) {
   if (w.codec <= OCTAVO_PLAIN_BF16) return -1;
-  if (w.group % 64 == 0) return 2;
+  if (w.int8_activations) return w.group % 64 == 0 ? 4 : 3;
+  // sums of 64 columns of a table's steps would not fit 32 bits
+  if (w.group % 64 == 0 && w.codec != OCTAVO_T4) return 2;
   return w.group % 32 == 0 ? 1 : 0;
 }
 

@@ -17,36 +17,45 @@ extern "C" {
 #define OCTAVO_API __attribute__((visibility("default")))
 #endif
 
-#define OCTAVO_ABI 3
+#define OCTAVO_ABI 4
 #define OCTAVO_PAGE_TOKENS 32
 
 enum OctavoStatus { OCTAVO_OK = 0, OCTAVO_OUT_OF_MEMORY = -1 };
 enum OctavoIsa { OCTAVO_PORTABLE = 0, OCTAVO_AVX2 = 1, OCTAVO_AVX512 = 2, OCTAVO_ISAS = 3 };
 enum OctavoNormKind { OCTAVO_NO_NORM = 0, OCTAVO_RMS = 1, OCTAVO_LAYERNORM = 2 };
 enum OctavoActivation { OCTAVO_SILU = 0, OCTAVO_GELU = 1, OCTAVO_GELU_TANH = 2 };
-// Codes as kernels/linear.inc lays them out: bits, type of the scales, whether groups have a minimum.
+// Codes as kernels/linear.inc lays them out: bits, whether groups have a minimum. T4: codes are places in a table.
 enum OctavoCodec {
   OCTAVO_PLAIN_F32 = 0,
   OCTAVO_PLAIN_F16 = 1,
   OCTAVO_PLAIN_BF16 = 2,
-  OCTAVO_U8_F16 = 3,
-  OCTAVO_U8_F32 = 4,
-  OCTAVO_U8_F16_MIN = 5,
-  OCTAVO_U8_F32_MIN = 6,
-  OCTAVO_U4_F16 = 7,
-  OCTAVO_U4_F32 = 8,
-  OCTAVO_U4_F16_MIN = 9,
-  OCTAVO_U4_F32_MIN = 10
+  OCTAVO_U8 = 3,
+  OCTAVO_U8_MIN = 4,
+  OCTAVO_U4 = 5,
+  OCTAVO_U4_MIN = 6,
+  OCTAVO_T4 = 7
 };
+// How a group's scale and minimum are stored; 8-bit ones are times a binary16 that 256 columns share.
+enum OctavoNumbers { OCTAVO_NUMBERS_F16 = 0, OCTAVO_NUMBERS_F32 = 1, OCTAVO_NUMBERS_U8 = 2, OCTAVO_NUMBERS_I8 = 3 };
+
+// What 4-bit codes stand for: weight = values[code] * scale; kernels compute with steps[code] * step, |steps| <= 2047.
+typedef struct OctavoTable {
+  float values[16];
+  int16_t steps[16];
+  float step;
+} OctavoTable;
 
 typedef struct OctavoMatrix {
   const uint8_t* blocks;  // null: there is no such matrix
   const float* bias;      // [N] or null
+  const OctavoTable* table;  // of T4
   int64_t block_bytes;    // from one block of rows to the next
   int32_t rows;
   int32_t columns;
   int32_t codec;
+  int32_t numbers;
   int32_t group;  // columns a scale covers, a multiple of 16
+  int32_t int8_activations;  // 8-bit codes in groups of whole 32s: multiplied with int8 instead of int16
 } OctavoMatrix;
 
 typedef struct OctavoNorm {
@@ -70,7 +79,7 @@ typedef struct OctavoLayer {
   float score_softcap;  // 0: none
   int32_t heads;
   int32_t kv_heads;
-  int32_t head_dim;  // a multiple of 8
+  int32_t head_dim;
   int32_t window;    // 0: none
   int32_t rope;      // index, -1: none
   int32_t qk_norm_full;
@@ -180,7 +189,7 @@ typedef struct OctavoSample {
 
 typedef struct OctavoRunner OctavoRunner;
 
-// ABI version, then the size in bytes of each struct above in order: [13]
+// ABI version, then the size in bytes of each struct above in order: [14]
 OCTAVO_API void octavo_abi(int32_t* out);
 OCTAVO_API int32_t octavo_isa_supported(int32_t isa);
 OCTAVO_API int32_t octavo_isa_lanes(int32_t isa);

@@ -12,7 +12,7 @@ void EncodedRows::reset(int rows, int columns, EncodingSet encodings) {
     if (!(encodings >> e & 1)) continue;
     const size_t padded = static_cast<size_t>(round_up(columns, kEncodingBlocks[e]));
     const size_t blocks = padded / static_cast<size_t>(kEncodingBlocks[e]);
-    fixed_[e].values.reset(static_cast<size_t>(rows) * padded);
+    fixed_[e].values.reset(static_cast<size_t>(rows) * padded * static_cast<size_t>(kEncodingBytes[e]));
     fixed_[e].scales.reset(static_cast<size_t>(rows) * blocks);
     fixed_[e].negated_sums.reset(static_cast<size_t>(rows) * blocks);
     fixed_[e].totals.reset(static_cast<size_t>(rows) * blocks);
@@ -28,8 +28,8 @@ Activations EncodedRows::view(int rows, int columns, EncodingSet encodings, int 
     if (!(encodings >> e & 1)) continue;
     const int padded = round_up(columns, kEncodingBlocks[e]);
     const int64_t values = int64_t{first_row} * padded, blocks = values / kEncodingBlocks[e];
-    a.fixed[e] = {.block = kEncodingBlocks[e], .padded_columns = padded, .values = fixed_[e].values.data() + values,
-                  .scales = fixed_[e].scales.data() + blocks,
+    a.fixed[e] = {.block = kEncodingBlocks[e], .value_bytes = kEncodingBytes[e], .padded_columns = padded,
+                  .values = fixed_[e].values.data() + values * kEncodingBytes[e], .scales = fixed_[e].scales.data() + blocks,
                   .negated_sums = fixed_[e].negated_sums.data() + blocks, .totals = fixed_[e].totals.data() + blocks};
   }
   if (encodings & kPlain) a.plain = plain_.data() + int64_t{first_row} * columns;
@@ -150,18 +150,20 @@ void dequantize_row(const Matrix& w, int lanes, int row, float* out) {
     }
     return;
   }
-  const bool wide_scales = w.codec == OCTAVO_U8_F32 || w.codec == OCTAVO_U8_F32_MIN || w.codec == OCTAVO_U4_F32 ||
-                           w.codec == OCTAVO_U4_F32_MIN;
-  const bool minimum = w.codec == OCTAVO_U8_F16_MIN || w.codec == OCTAVO_U8_F32_MIN ||
-                       w.codec == OCTAVO_U4_F16_MIN || w.codec == OCTAVO_U4_F32_MIN;
-  const bool nibbles = w.codec >= OCTAVO_U4_F16;
-  const int group = w.group, groups = (w.columns + group - 1) / group;
-  const int64_t table = int64_t{groups} * lanes * (wide_scales ? 4 : 2);
-  const uint8_t* minimums = block + table;
-  const uint8_t* codes = block + (table * (minimum ? 2 : 1) + 63) / 64 * 64;
-  const int offset = nibbles ? (minimum ? 0 : 8) : 128;
+  const BlockParts parts = parts_of(w, lanes);
+  const uint8_t* codes = block + parts.codes;
+  const bool minimum = w.codec == OCTAVO_U8_MIN || w.codec == OCTAVO_U4_MIN;
+  const bool nibbles = w.codec == OCTAVO_U4 || w.codec == OCTAVO_U4_MIN || w.codec == OCTAVO_T4;
+  const int offset = !nibbles ? 128 : w.codec == OCTAVO_U4 ? 8 : 0;
+  // a group's scale or minimum, exact
+  const auto number = [&](int k, const uint8_t* groups, const uint8_t* shared) {
+    const int64_t at = int64_t{k / w.group} * lanes + lane;
+    if (w.numbers == OCTAVO_NUMBERS_F16) return f16_to_f32(half(groups, at));
+    if (w.numbers == OCTAVO_NUMBERS_F32) return single(groups, at);
+    const int whole = w.numbers == OCTAVO_NUMBERS_I8 ? static_cast<int8_t>(groups[at]) : groups[at];
+    return static_cast<float>(whole) * f16_to_f32(half(shared, int64_t{k / 256} * lanes + lane));
+  };
   for (int k = 0; k < w.columns; k++) {
-    const int64_t at = int64_t{k / group} * lanes + lane;
     int code;
     if (nibbles) {  // column 2 p + l of 8 in nibble p of the 16-bit lane l
       const int p = k % 8 / 2, l = k % 2;
@@ -171,9 +173,9 @@ void dequantize_row(const Matrix& w, int lanes, int row, float* out) {
       constexpr int order[4] = {0, 2, 1, 3};
       code = codes[(int64_t{k / 4} * lanes + lane) * 4 + order[k % 4]];
     }
-    float value = static_cast<float>(code - offset) * (wide_scales ? single(block, at) : f16_to_f32(half(block, at)));
-    if (minimum) value += wide_scales ? single(minimums, at) : f16_to_f32(half(minimums, at));
-    out[k] = value;
+    const float value = (w.table ? w.table->values[code] : static_cast<float>(code - offset)) *
+                        number(k, block, block + parts.shared);
+    out[k] = minimum ? value + number(k, block + parts.minimums, block + parts.shared_minimums) : value;
   }
 }
 

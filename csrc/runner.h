@@ -31,7 +31,7 @@ class EncodedRows {
 
  private:
   struct Fixed {
-    Buffer<int16_t> values;
+    Buffer<uint8_t> values;
     Buffer<float> scales;
     Buffer<int32_t> negated_sums;
     Buffer<float> totals;

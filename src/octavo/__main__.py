@@ -1,6 +1,23 @@
-"""`python -m octavo` is the `octavo` command."""
+"""The `octavo` command, also as `python -m octavo`. Imports next to nothing before an interrupt is quiet."""
 
-from octavo.cli.main import run
+from __future__ import annotations
+
+import os
+import signal
+from typing import NoReturn
+
+
+def run() -> NoReturn:
+    # Until the command's own handling is there, Ctrl-C would print a traceback of some import.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        from octavo.cli import main
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    else:  # ignored, as in the background of a shell without job control
+        from octavo.cli import main
+    main.run()
+
 
 if __name__ == "__main__":
     run()

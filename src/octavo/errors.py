@@ -18,6 +18,7 @@
     ├── InvalidInputError            7     invalid_input
     │   ├── EmptyPromptError         7     empty_prompt
     │   ├── NotTextError             7     not_text
+    │   ├── InvalidGrammarError      7     invalid_grammar        (names the place)
     │   └── ContextLengthError       7     context_length_exceeded (both numbers)
     ├── CacheError                   1     cache                  (the packed cache cannot be used)
     ├── ClosedError                  1     closed                 (use after close)
@@ -135,6 +136,12 @@ class EmptyPromptError(InvalidInputError):
 
 class NotTextError(InvalidInputError):
     code = "not_text"
+
+
+class InvalidGrammarError(InvalidInputError):
+    """A JSON schema, regular expression or Lark grammar that does not compile, or asks for what cannot be kept."""
+
+    code = "invalid_grammar"
 
 
 class ContextLengthError(InvalidInputError):

@@ -13,11 +13,13 @@ from octavo.errors import ChatTemplateError, IncompatibleModelError
 from octavo.generation import Generation
 from octavo.settings import SamplingParams
 from octavo.text.chat import ChatTemplate, RenderedPrompt
+from octavo.text.grammar import Grammars
 from octavo.text.stop_tokens import stop_token_ids
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
-from octavo.types import Message, ModelSource, Request, Sampling
+from octavo.types import Grammar, Message, ModelSource, Request, Sampling
 from octavo.validate import (
     read_sampling_defaults,
+    resolve_grammar,
     resolve_max_new_tokens,
     resolve_sampling,
     validate_messages,
@@ -50,6 +52,11 @@ class Frontend:
         self._stop_token_ids = stop_token_ids(
             source.config, source.generation_config, self.tokenizer, self.template
         )
+        self.grammars: Grammars | None = None
+        if self.tokenizer is not None:
+            self.grammars = Grammars(
+                self.tokenizer, vocab_size=vocab_size, end_token_ids=self._stop_token_ids
+            )
         self._defaults = read_sampling_defaults(source.generation_config)
         about_text = () if self.tokenizer is None else self.tokenizer.notices
         self.notices: tuple[str, ...] = (*about_text, *self._defaults.notices)
@@ -60,15 +67,19 @@ class Frontend:
         return validate_sampling_params(params or SamplingParams(), vocab_size=self.vocab_size)
 
     def raw(self, prompt: object, params: SamplingParams) -> Generation:
-        """A raw continuation of text, or of token ids taken as they are. `params` are checked."""
+        """A raw continuation of text, or of token ids taken as they are: the first of `params.n` choices
+        (`Generation.of_choices`). `params` are checked."""
         request = self._request(self.prompt_ids(prompt), params, DEFAULT_MAX_NEW_TOKENS)
         return Generation(request, self.tokenizer, params.stop, continuation=True)
 
     def chat(self, messages: Sequence[Message], params: SamplingParams) -> Generation:
-        """The answer to a conversation, in the model's template. `params` are checked."""
+        """The answer to a conversation, in the model's template: the first of `params.n` choices. `params` are
+        checked."""
         rendered = self.render(messages)
         request = self._request(rendered.token_ids, params, None)
-        return Generation(request, self.tokenizer, params.stop, notices=rendered.notices)
+        # A grammar describes the text from its first byte, so no space before it may be left out.
+        exact = request.grammar is not None
+        return Generation(request, self.tokenizer, params.stop, continuation=exact, notices=rendered.notices)
 
     def check_ids(self, ids: object, max_new_tokens: int | None) -> tuple[int, ...]:
         """Token ids that are in the vocabulary and fit the context."""
@@ -113,7 +124,19 @@ class Frontend:
                 context_tokens=self.context_tokens,
             ),
             stop_token_ids=own_stops | frozenset(params.stop_token_ids),
+            prompt_logprobs=params.prompt_logprobs,
+            grammar=self._grammar(params),
+            logits_processors=params.logits_processors,
         )
+
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        """Compiled here, in the caller's thread: the engine only copies what comes of it."""
+        grammar = resolve_grammar(params)
+        if grammar is not None:
+            self.require_tokenizer()
+            assert self.grammars is not None
+            self.grammars.check(grammar)
+        return grammar
 
     def _sampling(self, params: SamplingParams) -> Sampling:
         return resolve_sampling(

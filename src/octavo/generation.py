@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from octavo.errors import ClosedError
 from octavo.text.detokenizer import Detokenizer
@@ -58,6 +59,9 @@ class Generation:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._request = request
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._continuation = continuation
         self._notices = notices
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, continuation=continuation)
         self._stops = StopStrings(stop)
@@ -70,6 +74,26 @@ class Generation:
         self._text: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+
+    def of_choices(self, n: int) -> tuple[Generation, ...]:
+        """This one, which is the first choice, and fresh ones for the others; prompt logprobs are asked for once."""
+        return (self, *(self._choice(choice) for choice in range(1, n)))
+
+    def _choice(self, choice: int) -> Generation:
+        sampling = replace(self._request.sampling, choice=choice)
+        return Generation(
+            replace(self._request, sampling=sampling, prompt_logprobs=None),
+            self._tokenizer,
+            self._stop,
+            continuation=self._continuation,
+            notices=self._notices,
+            clock=self._clock,
+        )
+
+    @property
+    def choice(self) -> int:
+        return self._request.sampling.choice
 
     def begin(self) -> Request:
         """The request, which is submitted now: timings start here."""
@@ -85,10 +109,13 @@ class Generation:
             raise event.error
         if event.finish_reason is FinishReason.CANCELLED:
             raise ClosedError("the request was cancelled", remedy="Send it again.")
+        if event.prompt_logprobs is not None:
+            self._prompt_logprobs = event.prompt_logprobs
         token_ids = self._note_token(event, came_at)
         text = ""
         reason: FinishReason | None = event.finish_reason
-        if event.token_id is not None and reason is not FinishReason.STOP:
+        # Not every last token is a stop token: a grammar may end with its last character.
+        if event.token_id is not None and event.token_id not in self._request.stop_token_ids:
             text, stop = self._stops.push(self._decode(event.token_id))
             reason = reason if stop is None else FinishReason.STOP
         if event.finish_reason is not None and reason is event.finish_reason:
@@ -96,7 +123,7 @@ class Generation:
             text += rest
         self._text.append(text)
         done = None if reason is None else self._completion(reason, came_at)
-        return TextEvent(text, token_ids, reason, done)
+        return TextEvent(text, token_ids, reason, done, self.choice)
 
     def _note_token(self, event: TokenEvent, came_at: float) -> tuple[int, ...]:
         if event.token_id is None:
@@ -133,7 +160,9 @@ class Generation:
             timings=self._timings(ended_at),
             seed=request.sampling.seed,
             logprobs=tuple(self._logprobs) if request.sampling.logprobs is not None else None,
+            prompt_logprobs=self._prompt_logprobs,
             notices=self._notices,
+            choice=request.sampling.choice,
         )
 
     def _timings(self, ended_at: float) -> Timings:
@@ -151,31 +180,40 @@ class Generation:
 
 
 class TextStream(Iterator[TextEvent]):
-    """A request's text as it comes. Closing it, or dropping it unread, cancels the request."""
+    """The text of one or several choices as it comes. Closing it, or dropping it unread, cancels what still runs.
 
-    def __init__(self, generation: Generation, events: Inbox, cancel: Callable[[], None]) -> None:
-        self._generation = generation
+    `generations`: by the id their requests were given.
+    """
+
+    def __init__(
+        self, generations: Mapping[int, Generation], events: Inbox, cancel: Callable[[int], None]
+    ) -> None:
+        self._running = dict(generations)
         self._events = events
         self._cancel = cancel
-        self._ended = False
 
     def __next__(self) -> TextEvent:
-        if self._ended:
+        if not self._running:
             raise StopIteration
         try:
-            event = self._generation.accept(*self._events.get())
-        except BaseException:  # KeyboardInterrupt too: the request must not go on unread
+            while (generation := self._running.get((arrived := self._events.get())[0].request_id)) is None:
+                pass  # it had met its stop string
+            event = generation.accept(*arrived)
+        except BaseException:  # KeyboardInterrupt too: the requests must not go on unread
             self.close()
             raise
         if event.completion is not None:
-            self.close()
+            self._end(arrived[0].request_id)
         return event
 
     def close(self) -> None:
-        """Stop the request if it still runs. Idempotent."""
-        if not self._ended:
-            self._ended = True
-            self._cancel()
+        """Stop what still runs. Idempotent."""
+        for request_id in list(self._running):
+            self._end(request_id)
+
+    def _end(self, request_id: int) -> None:
+        del self._running[request_id]
+        self._cancel(request_id)
 
     def __del__(self) -> None:
         self.close()

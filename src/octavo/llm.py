@@ -16,12 +16,22 @@ from types import TracebackType
 from typing import Any, Self, overload
 
 from octavo.backends.driver import Driver
-from octavo.errors import InvalidInputError
+from octavo.errors import ClosedError, InvalidInputError
+from octavo.explanation import explain
 from octavo.frontend import Frontend
 from octavo.generation import Generation, Inbox, TextStream
 from octavo.loading import PlannedModel, load_backend, plan_model
-from octavo.settings import DtypeName, IsaName, QuantName, RunnerName, SamplingParams, Settings
-from octavo.types import Completion, Message, Progress, Request, Sampling, Score, TextEvent
+from octavo.settings import (
+    ActivationsName,
+    DtypeName,
+    IsaName,
+    QuantName,
+    RunnerName,
+    SamplingParams,
+    Settings,
+    SpeculationName,
+)
+from octavo.types import Completion, LoadState, Message, Progress, Request, Sampling, Score, TextEvent
 from octavo.validate import split_prompts, validate_text
 
 Prompt = str | Sequence[int]
@@ -48,8 +58,10 @@ class LLM:
         dtype: DtypeName = "auto",
         runner: RunnerName = "auto",
         isa: IsaName = "auto",
+        activations: ActivationsName = "int16",
         context: int | None = None,
-        max_sequences: int = 1,
+        max_sequences: int | None = None,
+        speculation: SpeculationName = "auto",
         threads: int | None = None,
         offline: bool = False,
         cache_dir: str | Path | None = None,
@@ -57,7 +69,10 @@ class LLM:
         progress: Progress | None = None,
     ) -> None:
         started = time.perf_counter()
-        self._state = "loading"
+        self._planned: PlannedModel | None = None
+        self._packed_from_cache: bool | None = None
+        self._load_seconds: float | None = None
+        self._state: LoadState = "initializing"
         settings = Settings(
             model=None if model is None else str(model),
             revision=revision,
@@ -66,8 +81,10 @@ class LLM:
             dtype=dtype,
             runner=runner,
             isa=isa,
+            activations=activations,
             context=context,
             max_sequences=max_sequences,
+            speculation=speculation,
             threads=threads,
             offline=offline,
             cache_dir=None if cache_dir is None else Path(cache_dir),
@@ -78,12 +95,19 @@ class LLM:
         self._frontend = Frontend(
             source, vocab_size=planned.spec.vocab_size, context_tokens=planned.plan.context.tokens
         )
-        loaded = load_backend(planned, progress=progress)
-        self.notices = tuple(dict.fromkeys((*source.notices, *self._frontend.notices, *loaded.notices)))
-        """What the user should know of the load: a cache entry made again, the hub not reached."""
-        self._packed_from_cache = loaded.packed_from_cache
-        # Nothing is read any more: without this the checkpoint's files stay mapped as long as the LLM lives.
+        # Nothing is read once it is loaded: with them the checkpoint's files would stay mapped.
         self._planned = dataclasses.replace(planned, source=dataclasses.replace(source, tensors={}))
+        grammars = self._frontend.grammars
+        loaded = load_backend(
+            planned,
+            compile_grammar=None if grammars is None else grammars.constraint,
+            progress=progress,
+            on_state=self._enter,
+        )
+        about = (*source.notices, *planned.plan.warnings, *self._frontend.notices, *loaded.notices)
+        self.notices = tuple(dict.fromkeys(about))
+        """What the user should know of the load: a cache entry made again, memory nearly used up."""
+        self._packed_from_cache = loaded.packed_from_cache
         self._driver = Driver(loaded.backend)
         # Dropped without close: the thread must not keep the memory.
         weakref.finalize(self, self._driver.stop)
@@ -111,19 +135,23 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Continue a prompt, or each of a list of prompts (together, as far as `max_sequences` allows).
 
-        A string is continued as it is, without chat template; a sequence of ints is token ids. Raises
-        EmptyPromptError, NotTextError, ContextLengthError, InvalidParameterError, and NumericalError where
-        the model's logits were not finite.
+        A string is continued as it is, without chat template; a sequence of ints is token ids. With
+        `params.n` > 1 a completion is the first of its `choices`. Raises EmptyPromptError, NotTextError,
+        ContextLengthError, InvalidParameterError, InvalidGrammarError, and NumericalError where the model's
+        logits were not finite.
         """
         params = self._frontend.check_params(params)
         each, many = split_prompts(prompts)
-        done = self._run([self._frontend.raw(prompt, params) for prompt in each])
+        done = self._run([self._frontend.raw(prompt, params) for prompt in each], params.n)
         return done if many else done[0]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextEvent]:
-        """As `generate`, a piece at a time. Abandoning the iterator cancels the request."""
+        """As `generate`, a piece at a time. Abandoning the iterator cancels the request.
+
+        With `params.n` > 1 the choices' events come mixed, each with its `choice`.
+        """
         params = self._frontend.check_params(params)
-        return self._stream(self._frontend.raw(prompt, params))
+        return self._stream(self._frontend.raw(prompt, params), params.n)
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """The answer to a conversation, in the model's own template.
@@ -132,14 +160,14 @@ class LLM:
         template, and what `generate` raises.
         """
         params = self._frontend.check_params(params)
-        return self._run([self._frontend.chat(messages, params)])[0]
+        return self._run([self._frontend.chat(messages, params)], params.n)[0]
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None
     ) -> Iterator[TextEvent]:
         """As `chat`, a piece at a time. Abandoning the iterator cancels the request."""
         params = self._frontend.check_params(params)
-        return self._stream(self._frontend.chat(messages, params))
+        return self._stream(self._frontend.chat(messages, params), params.n)
 
     def score(self, text: Prompt) -> Score:
         """log p(token i+1 | tokens <= i) of a text of at least two tokens, and its perplexity."""
@@ -188,8 +216,17 @@ class LLM:
     def has_chat_template(self) -> bool:
         return self._frontend.template is not None
 
+    @property
+    def state(self) -> LoadState:
+        return self._state
+
+    def _enter(self, state: LoadState) -> None:
+        self._state = state
+
     def info(self) -> dict[str, Any]:
-        """The facts of --json: what runs, where and how, compiled counters, memory by part in bytes."""
+        """The facts of --json: what runs, where and how, counters since the start, memory by part in bytes."""
+        if self._planned is None:
+            return {"state": self._state}
         plan, source = self._planned.plan, self._planned.source
         running = self._driver.backend.info() if self._state == "ready" else {}
         return {
@@ -212,10 +249,22 @@ class LLM:
             "engine": dict(running.get("engine", {})),
         }
 
+    def explain(self) -> dict[str, Any]:
+        """What runs where and why, what was considered and declined, and what was counted since the start.
+
+        Raises ClosedError after `close`.
+        """
+        if self._state != "ready":
+            raise ClosedError(f"the model is {self._state}", remedy="Load it again: LLM(...).")
+        assert self._planned is not None
+        return explain(self._planned, self._driver.backend.info())
+
     def close(self) -> None:
         """End what is running with ClosedError and give all memory back. Idempotent."""
-        self._state = "closed"
+        if self._state != "closed":
+            self._state = "draining"
         self._driver.close()
+        self._state = "closed"
 
     def __enter__(self) -> Self:
         return self
@@ -227,34 +276,46 @@ class LLM:
 
     # --- from a request to its text -------------------------------------------------------------------------
 
-    def _stream(self, generation: Generation) -> TextStream:
+    def _stream(self, generation: Generation, n: int) -> TextStream:
         """Submits now, so that errors come from the call and not from the first `next`."""
         events = Inbox()
-        request_id = self._driver.submit(generation.begin(), events.put)
-        return TextStream(generation, events, lambda: self._driver.cancel(request_id))
+        running: dict[int, Generation] = {}
+        try:
+            for choice in generation.of_choices(n):
+                running[self._driver.submit(choice.begin(), events.put)] = choice
+        except BaseException:
+            TextStream(running, events, self._driver.cancel).close()
+            raise
+        return TextStream(running, events, self._driver.cancel)
 
-    def _run(self, generations: Sequence[Generation]) -> list[Completion]:
+    def _run(self, generations: Sequence[Generation], n: int) -> list[Completion]:
         """All requests at once; one that fails ends the others too, since its caller gets no result."""
         events = Inbox()
-        still_open: dict[int, int] = {}  # request id -> index
-        done: dict[int, Completion] = {}
+        running: dict[int, Generation] = {}
+        places: dict[Generation, tuple[int, int]] = {}
+        done: dict[tuple[int, int], Completion] = {}
         try:
-            for index, generation in enumerate(generations):
-                still_open[self._driver.submit(generation.begin(), events.put)] = index
-            while still_open:
+            for place, generation in enumerate(generations):
+                for choice in generation.of_choices(n):
+                    running[self._driver.submit(choice.begin(), events.put)] = choice
+                    places[choice] = place, choice.choice
+            while running:
                 event, came_at = events.get()
-                if event.request_id not in still_open:
+                if event.request_id not in running:
                     continue  # it had met its stop string
-                index = still_open[event.request_id]
-                completion = generations[index].accept(event, came_at).completion
+                generation = running[event.request_id]
+                completion = generation.accept(event, came_at).completion
                 if completion is not None:
-                    done[index] = completion
-                    del still_open[event.request_id]
+                    done[places[generation]] = completion
+                    del running[event.request_id]
                     self._driver.cancel(event.request_id)
         finally:
-            for request_id in still_open:
+            for request_id in running:
                 self._driver.cancel(request_id)
-        return [done[index] for index in range(len(generations))]
+        return [
+            dataclasses.replace(done[place, 0], others=tuple(done[place, choice] for choice in range(1, n)))
+            for place in range(len(generations))
+        ]
 
 
 def _quant_name(model: PlannedModel) -> str:

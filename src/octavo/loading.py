@@ -5,26 +5,32 @@ The order is the point: nothing is read before the plan says that it fits, and n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.backends.base import Backend
 from octavo.backends.native import NativeBackend
 from octavo.devices import choose_device, read_machine
+from octavo.engine.drafting import PromptLookup
+from octavo.engine.hooks import CompileGrammar, MakeDrafter
+from octavo.errors import InvalidParameterError
+from octavo.load_plan import LoadPlan
 from octavo.models import build_model
 from octavo.models.parameters import Parameter
 from octavo.models.spec import ModelSpec
-from octavo.plan import LoadPlan, make_plan
+from octavo.plan import make_plan
+from octavo.quant.checkpoint import open_quantized
 from octavo.quant.format import Format
 from octavo.runners import runner_kinds
+from octavo.runners.base import Runner, RunnerKind
 from octavo.settings import Settings
 from octavo.sources.resolve import resolve
-from octavo.types import ModelSource, Progress
+from octavo.types import LoadState, ModelSource, Progress
 from octavo.validate import validate_settings
 from octavo.weights import choose_formats, open_weights
 
-_SMALLER_QUANTS = ("int8", "llm-int8")
+_SMALLER_QUANTS = ("int8", "llm-int8", "int4")
 """What a refusal may suggest instead."""
 
 
@@ -57,7 +63,10 @@ def plan_model(settings: Settings, *, progress: Progress | None = None) -> Plann
         cache_dir=settings.cache_dir,
         progress=progress,
     )
-    spec, parameters = build_model(source.config, source.naming)
+    source = open_quantized(source)
+    spec, parameters = build_model(
+        source.config, source.naming, tensors=source.tensors, context_tokens=settings.context
+    )
 
     def formats(quant: str) -> Mapping[str, Format]:
         return choose_formats(parameters, source.tensors, quant)
@@ -68,7 +77,7 @@ def plan_model(settings: Settings, *, progress: Progress | None = None) -> Plann
         parameters=parameters,
         formats=formats(settings.quant),
         file_bytes={name: tensor.nbytes for name, tensor in source.tensors.items()},
-        kinds=runner_kinds(settings.runner, settings.isa),
+        kinds=runner_kinds(settings.runner, settings.isa, settings.activations),
         machine=machine,
         device=device,
         alternatives={name: formats(name) for name in _SMALLER_QUANTS if name != settings.quant},
@@ -83,12 +92,21 @@ class LoadedBackend:
     notices: tuple[str, ...]
 
 
-def load_backend(model: PlannedModel, *, progress: Progress | None = None) -> LoadedBackend:
-    """Pack the weights (or map the packed cache), build the runner and the engine on it."""
-    plan = model.plan
-    (kind,) = (
-        kind for kind in runner_kinds(model.settings.runner, model.settings.isa) if kind.name == plan.runner
-    )
+def load_backend(
+    model: PlannedModel,
+    *,
+    compile_grammar: CompileGrammar | None = None,
+    progress: Progress | None = None,
+    on_state: Callable[[LoadState], None] | None = None,
+) -> LoadedBackend:
+    """Pack the weights (or map the packed cache), build the runner and the engine on it.
+
+    `compile_grammar` None: requests with a grammar are refused. `on_state` is told when loading and warming begin.
+    Raises InvalidParameterError where speculation was asked for and would change the output.
+    """
+    plan, kind = model.plan, _kind(model)
+    enter = on_state or (lambda _: None)
+    enter("loading")
     weights = open_weights(
         model=kept_name(model.source.location),
         fingerprint=model.source.fingerprint,
@@ -100,17 +118,45 @@ def load_backend(model: PlannedModel, *, progress: Progress | None = None) -> Lo
         use_cache=model.settings.cache,
         progress=progress,
     )
+    enter("warming")
     try:
         runner = kind.create(model.spec, weights, plan.config)
     except BaseException:
         weights.close()
         raise
     try:
-        backend = NativeBackend(runner, plan.config, model.spec, weights.digest)
+        backend = NativeBackend(
+            runner,
+            plan.config,
+            model.spec,
+            weights.digest,
+            compile_grammar=compile_grammar,
+            make_drafter=_drafter(model.settings, runner),
+        )
     except BaseException:
         runner.close()
         raise
     return LoadedBackend(backend, weights.from_cache, weights.notices)
+
+
+def _drafter(settings: Settings, runner: Runner) -> MakeDrafter | None:
+    """Guessing is exact where results do not depend on how tokens are cut into chunks, and pays where several
+    rows cost little more than one: on the native runners."""
+    if settings.speculation == "prompt-lookup" and not runner.info.chunk_invariant:
+        raise InvalidParameterError(
+            f"speculation prompt-lookup and runner {runner.info.name} contradict each other: its results depend on "
+            "how many tokens are computed together, so guesses would change the output",
+            remedy="Leave speculation at auto, or take --runner cpu.",
+            parameter="speculation",
+        )
+    return None if settings.speculation == "off" or not runner.info.chunk_invariant else PromptLookup
+
+
+def _kind(model: PlannedModel) -> RunnerKind:
+    settings = model.settings
+    kinds = runner_kinds(settings.runner, settings.isa, settings.activations)
+    (kind,) = (kind for kind in kinds if kind.name == model.plan.runner)
+    return kind
 
 
 def kept_name(location: str) -> str:

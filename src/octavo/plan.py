@@ -1,7 +1,8 @@
-"""Plan before load: from headers alone, what will run where, how many bytes each part takes, and why.
+"""Plan before load: from headers alone, what will run where, and how many bytes each part takes.
 
 Pure functions of facts others gathered (`octavo.devices`, `octavo.sources`, `octavo.weights.choose_formats`):
-nothing is read, allocated or imported here, and a load that cannot fit is refused with what to change.
+nothing is read, allocated or imported here, and a load that cannot fit is refused with what to change. What
+comes of it is an `octavo.load_plan.LoadPlan`; the words in it are `octavo.plan_words`'.
 """
 
 from __future__ import annotations
@@ -9,23 +10,30 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
 
 from octavo.devices import DeviceChoice, Machine
 from octavo.dtypes import DTYPE_BYTES, DtypePolicy, resolve_dtypes
 from octavo.engine.page_pool import pages_for_sequence, pages_for_tokens
-from octavo.errors import IncompatibleModelError, InvalidParameterError, NotEnoughMemoryError, OctavoError
+from octavo.errors import IncompatibleModelError, InvalidParameterError, OctavoError
+from octavo.load_plan import Context, Declined, KVMemory, LoadPlan, Pool, StoredWeights
 from octavo.models.parameters import Parameter
 from octavo.models.spec import KV_PAGE_TOKENS, KVGroup, ModelSpec
+from octavo.plan_words import (
+    context_reason,
+    device_reason,
+    refusal,
+    rope_reasons,
+    runner_reason,
+    sequences_reason,
+    tight_warning,
+    weights_reason,
+)
 from octavo.quant.format import Format
 from octavo.runners.base import RunnerConfig, RunnerKind
-from octavo.settings import Settings
-from octavo.units import readable_bytes
-
-DEFAULT_CONTEXT_TOKENS = 8192
-"""Most context taken when none is asked for."""
+from octavo.settings import DEFAULT_CONTEXT_TOKENS, Settings
 
 LEAST_DEFAULT_CONTEXT_TOKENS = 512
 """A default context that would have to be smaller is refused: so little is only right when asked for."""
@@ -34,140 +42,15 @@ PREFILL_CHUNK_TOKENS = 512
 """Most prompt tokens in one forward pass: long enough to keep matrix units busy, short enough to bound
 activations."""
 
-VOCABULARY_ENTRY_BYTES = 1 << 10
-"""A loaded tokenizer, for each vocabulary entry: 0.57 KiB measured for its BPE tables, the rest for ours."""
+VOCABULARY_ENTRY_BYTES = 640
+"""A loaded tokenizer, for each vocabulary entry: 0.61 KiB measured for a byte-level BPE of 49,152 and our tables."""
+
+DEFAULT_SEQUENCES = 8
+"""Sequences generated together where no number is asked for. They share the KV memory of one full context, so
+that they cost next to nothing: who needs it all runs alone, and short ones run together."""
 
 RESERVE_SHARE = 0.05
 """Share of the available memory a plan leaves alone: allocators round up, and others allocate too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    tokens: int
-    model_tokens: int
-    """What the model's config promises."""
-    fits_tokens: int
-    """The largest context that would fit, at most `model_tokens`."""
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoredWeights:
-    """All parameters of one format."""
-
-    format: str
-    tensors: int
-    file_bytes: int
-    """In the checkpoint."""
-    packed_bytes: int
-    """In the packed cache."""
-
-
-@dataclass(frozen=True, slots=True)
-class KVMemory:
-    """One KV group (`ModelSpec.kv_groups`)."""
-
-    window: int | None
-    layers: int
-    pages: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """One memory the load draws from: the host's, or a GPU's."""
-
-    name: str
-    """host or cuda:N."""
-    parts: Mapping[str, int]
-    """Bytes held while running, by part; a part that is zero is left out."""
-    load_peak_bytes: int
-    """Most bytes held while weights are packed and handed to the runner."""
-    available_bytes: int
-    usable_bytes: int
-    """`available_bytes` less the reserve."""
-
-    @property
-    def running_bytes(self) -> int:
-        return sum(self.parts.values())
-
-    @property
-    def needed_bytes(self) -> int:
-        return max(self.running_bytes, self.load_peak_bytes)
-
-    @property
-    def fits(self) -> bool:
-        return self.needed_bytes <= self.usable_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Declined:
-    runner: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class LoadPlan:
-    """What a load will do. Nobody changes it afterwards."""
-
-    runner: str
-    """Name of the RunnerKind."""
-    layout: str
-    """Id of its packed layout."""
-    config: RunnerConfig
-    dtypes: DtypePolicy
-    formats: Mapping[str, Format]
-    """By parameter name."""
-    context: Context
-    weights: tuple[StoredWeights, ...]
-    """Largest first."""
-    kv: tuple[KVMemory, ...]
-    pools: tuple[Pool, ...]
-    """The one that holds weights and KV first."""
-    declined: tuple[Declined, ...]
-    """Runners that would have come first, and why they cannot take this model."""
-    reasons: tuple[str, ...]
-    """Every choice above in words, in the order it was made."""
-
-    @property
-    def file_bytes(self) -> int:
-        return sum(part.file_bytes for part in self.weights)
-
-    @property
-    def packed_bytes(self) -> int:
-        return sum(part.packed_bytes for part in self.weights)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists, dicts, numbers and strings."""
-        return {
-            "runner": self.runner,
-            "layout": self.layout,
-            "device": self.config.device,
-            "compute_dtype": self.dtypes.compute,
-            "kv_dtype": self.dtypes.kv,
-            "accumulate_dtype": self.dtypes.accumulate,
-            "max_sequences": self.config.max_slots,
-            "threads": self.config.threads,
-            "prefill_chunk_tokens": self.config.prefill_chunk_tokens,
-            "context": dataclasses.asdict(self.context),
-            "file_bytes": self.file_bytes,
-            "packed_bytes": self.packed_bytes,
-            "weights": [dataclasses.asdict(part) for part in self.weights],
-            "kv": [dataclasses.asdict(group) for group in self.kv],
-            "memory": [
-                {
-                    "pool": pool.name,
-                    "parts": dict(pool.parts),
-                    "running_bytes": pool.running_bytes,
-                    "load_peak_bytes": pool.load_peak_bytes,
-                    "available_bytes": pool.available_bytes,
-                    "usable_bytes": pool.usable_bytes,
-                }
-                for pool in self.pools
-            ],
-            "declined": [dataclasses.asdict(each) for each in self.declined],
-            "reasons": list(self.reasons),
-        }
 
 
 def make_plan(
@@ -204,34 +87,51 @@ def make_plan(
     least = asked if asked is not None else min(LEAST_DEFAULT_CONTEXT_TOKENS, most)
     if not load.fits(least):
         others = {f"--quant {name}": (settings, other) for name, other in (alternatives or {}).items()}
-        if settings.max_sequences > 1:
+        if load.sequences > 1:
             others["--max-sequences 1"] = (dataclasses.replace(settings, max_sequences=1), formats)
         remedies = [words for words, (said, other) in others.items() if facts.would_fit(said, other, least)]
         what = f"a context of {least} tokens" if asked is not None else f"even a context of {least} tokens"
-        raise _refusal(what, load.pools(least), [f"--context {fits}", *remedies] if fits else remedies)
+        raise refusal(what, load.pools(least), [f"--context {fits}", *remedies] if fits else remedies)
     # `fits` is in whole pages: the context asked for may fit where its last page, filled, would not.
-    context = _context(asked, most, max(fits, least))
+    tokens = asked if asked is not None else min(most, DEFAULT_CONTEXT_TOKENS, max(fits, least))
+    context = Context(
+        tokens, most, max(fits, least), context_reason(asked, most, DEFAULT_CONTEXT_TOKENS, max(fits, least))
+    )
+    load = load.with_useful_kv(tokens)
+    pools = load.pools(tokens)
     weights = _stored_weights(parameters, formats, file_bytes)
+    held = load.weights()
     return LoadPlan(
         runner=load.kind.name,
         layout=load.kind.layout.id,
-        config=load.config(context.tokens),
+        config=load.config(tokens),
         dtypes=load.dtypes,
         formats=formats,
         context=context,
+        kv_contexts=float(load.contexts),
         weights=weights,
-        kv=load.kv(context.tokens),
-        pools=load.pools(context.tokens),
+        kv=load.kv(tokens),
+        pools=pools,
         declined=declined,
-        reasons=tuple(_reasons(load, device, declined, context, weights)),
+        reasons=(
+            device_reason(device),
+            *(f"runner {each.runner} declined: {each.reason}" for each in declined),
+            runner_reason(load.kind.name, packed=held.packed, own=held.own, mapped=held.mapped),
+            f"{load.kind.name} {load.dtypes.reason}",
+            f"context {context.reason}",
+            *rope_reasons(spec),
+            sequences_reason(load.sequences, load.contexts, asked=settings.max_sequences),
+            *map(weights_reason, weights),
+        ),
+        warnings=tuple(tight_warning(pool) for pool in pools if pool.tight),
     )
 
 
 def kv_group_pages(
-    group: KVGroup, *, context_tokens: int, prefill_chunk_tokens: int, max_sequences: int
+    group: KVGroup, *, context_tokens: int, prefill_chunk_tokens: int, contexts: Fraction
 ) -> int:
-    """KV pages of a group that `max_sequences` sequences of `context_tokens` can never outgrow."""
-    return max_sequences * pages_for_sequence(group.window, context_tokens, prefill_chunk_tokens)
+    """KV pages of a group that `contexts` sequences of `context_tokens`, at least one, cannot outgrow."""
+    return math.ceil(contexts * pages_for_sequence(group.window, context_tokens, prefill_chunk_tokens))
 
 
 # --- one runner with one choice of formats -----------------------------------------------------------
@@ -304,6 +204,27 @@ class _Load:
     formats: Mapping[str, Format]
     kind: RunnerKind
     dtypes: DtypePolicy
+    contexts: Fraction = Fraction(1)
+    """Sequences of the full context that the KV memory holds."""
+
+    @property
+    def sequences(self) -> int:
+        return self.settings.max_sequences or DEFAULT_SEQUENCES
+
+    def with_useful_kv(self, tokens: int) -> _Load:
+        """KV memory for as many of the sequences asked for as fits without getting tight; for one at least."""
+        if self.settings.max_sequences is None:
+            return self
+        pages = pages_for_tokens(tokens)
+        fitting, failing = pages, pages * self.sequences + 1
+        while failing - fitting > 1:
+            middle = (fitting + failing) // 2
+            pools = dataclasses.replace(self, contexts=Fraction(middle, pages)).pools(tokens)
+            if any(pool.tight for pool in pools):
+                failing = middle
+            else:
+                fitting = middle
+        return dataclasses.replace(self, contexts=Fraction(fitting, pages))
 
     def config(self, tokens: int) -> RunnerConfig:
         on_cpu = self.facts.device.device == "cpu"
@@ -313,13 +234,10 @@ class _Load:
             compute_dtype=self.dtypes.compute,
             kv_dtype=self.dtypes.kv,
             context_tokens=tokens,
-            max_slots=self.settings.max_sequences,
+            max_slots=self.sequences,
             kv_pages=tuple(
                 kv_group_pages(
-                    group,
-                    context_tokens=tokens,
-                    prefill_chunk_tokens=chunk,
-                    max_sequences=self.settings.max_sequences,
+                    group, context_tokens=tokens, prefill_chunk_tokens=chunk, contexts=self.contexts
                 )
                 for group in self.facts.spec.kv_groups
             ),
@@ -402,17 +320,6 @@ def _packed_bytes(parameter: Parameter, format: Format) -> int:
     return format.nbytes(rows, parameter.shape[-1])
 
 
-# --- words -------------------------------------------------------------------------------------------
-
-
-def _context(asked: int | None, most: int, fits: int) -> Context:
-    if asked is not None:
-        return Context(asked, most, fits, f"{asked:,} as asked (the model's limit is {most:,})")
-    tokens = min(most, DEFAULT_CONTEXT_TOKENS, fits)
-    why = f"{tokens:,} = min(model {most:,}, default {DEFAULT_CONTEXT_TOKENS:,}, what fits {fits:,})"
-    return Context(tokens, most, fits, why)
-
-
 def _stored_weights(
     parameters: Sequence[Parameter], formats: Mapping[str, Format], file_bytes: Mapping[str, int]
 ) -> tuple[StoredWeights, ...]:
@@ -435,42 +342,3 @@ def _stored_weights(
         packed[stored_as.name] += _packed_bytes(parameter, stored_as)
     parts = [StoredWeights(name, tensors[name], in_file[name], packed[name]) for name in tensors]
     return tuple(sorted(parts, key=lambda part: (-part.packed_bytes, part.format)))
-
-
-def _reasons(
-    load: _Load,
-    device: DeviceChoice,
-    declined: Sequence[Declined],
-    context: Context,
-    weights: Sequence[StoredWeights],
-) -> Iterator[str]:
-    held = load.weights()
-    yield f"device {device.device}: {device.reason}"
-    for each in declined:
-        yield f"runner {each.runner} declined: {each.reason}"
-    packed = f"{readable_bytes(held.packed)} packed"
-    if held.own > held.mapped:
-        yield f"runner {load.kind.name}: holds weights of its own, {readable_bytes(held.own)} made from {packed}"
-    else:
-        yield f"runner {load.kind.name}: reads the weights where they are, {packed}"
-    yield f"{load.kind.name} {load.dtypes.reason}"
-    yield f"context {context.reason}"
-    for part in weights:
-        sizes = f"{readable_bytes(part.packed_bytes)} packed, {readable_bytes(part.file_bytes)} in the file"
-        tensors = "tensor" if part.tensors == 1 else "tensors"
-        yield f"{part.tensors} {tensors} as {part.format}: {sizes}"
-
-
-def _refusal(what: str, pools: Sequence[Pool], remedies: Sequence[str]) -> NotEnoughMemoryError:
-    short = max(pools, key=lambda pool: pool.needed_bytes - pool.usable_bytes)
-    if short.load_peak_bytes > short.running_bytes:
-        most = "most of it while packing the weights"
-    else:
-        most = ", ".join(f"{part} {readable_bytes(nbytes)}" for part, nbytes in short.parts.items())
-    return NotEnoughMemoryError(
-        f"{what} needs {readable_bytes(short.needed_bytes)} of {short.name} memory ({most}); "
-        f"{readable_bytes(short.usable_bytes)} may be used of {readable_bytes(short.available_bytes)} available",
-        remedy=f"Try {' or '.join(remedies)}." if remedies else "Free memory, or choose a smaller model.",
-        needed_bytes=short.needed_bytes,
-        available_bytes=short.usable_bytes,
-    )

@@ -97,6 +97,11 @@ class Progress(Protocol):
         """`stage` is a short verb phrase a person reads: "downloading", "packing int8", "loading"."""
 
 
+LoadState = Literal["initializing", "loading", "warming", "ready", "draining", "closed"]
+"""initializing: finding and planning; loading: weights; warming: building the runner, compiling; draining: closing,
+while requests end."""
+
+
 # --- what goes into the engine ---------------------------------------------------------------------
 
 
@@ -271,7 +276,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What `LLM.generate` and `LLM.chat` return for one prompt."""
+    """What `LLM.generate` and `LLM.chat` return for one prompt: the first of its choices."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -281,20 +286,31 @@ class Completion:
     timings: Timings
     seed: int
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    """Of prompt tokens 1..T-1; with the first choice only."""
     notices: tuple[str, ...] = ()
     """What was done to the messages of a chat that the user should know."""
+    choice: int = 0
+    others: tuple[Completion, ...] = ()
+    """The choices after the first, where n > 1 were asked for. They share its seed and differ in `choice`."""
+
+    @property
+    def choices(self) -> tuple[Completion, ...]:
+        """All of them, this one first."""
+        return (self, *self.others)
 
 
 @dataclass(frozen=True, slots=True)
 class TextEvent:
-    """What `LLM.stream` yields: the new text since the last event. Joined, they are `Completion.text`."""
+    """What `LLM.stream` yields: the new text of a choice since its last event. Joined, they are `Completion.text`."""
 
     text: str
     token_ids: tuple[int, ...]
     """Tokens this text came from; empty when only held-back text is released."""
     finish_reason: FinishReason | None = None
     completion: Completion | None = None
-    """On the last event."""
+    """On a choice's last event; its `others` are empty."""
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)

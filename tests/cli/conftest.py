@@ -69,6 +69,7 @@ class FakeLLM:
             "device": "cpu",
             "device_reason": "auto found no usable GPU: none",
             "runner": "reference",
+            "max_sequences": self.loads[-1].max_sequences or 1,
             "load_seconds": 0.25,
             "memory": {"weights": 3 << 20, "kv": 1 << 20},
             "compiled": {"graphs": 0},

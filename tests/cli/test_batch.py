@@ -45,9 +45,12 @@ def test_results_are_in_order_when_several_run_at_once(cli, monkeypatch):
 
 def test_sampling_fields_stand_over_those_of_the_command_line(cli):
     flags = ("--raw", "--temperature", "0.5", "--seed", "1")
-    run(cli, {"prompt": "a", "seed": 2, "stop": ["x"], "logit_bias": {"3": 1}}, {"prompt": "b"}, flags=flags)
+    first = {"prompt": "a", "seed": 2, "stop": "x", "logit_bias": {"3": 1}, "json_schema": {"type": "object"}}
+    run(cli, first, {"prompt": "b"}, flags=flags)
     params = [params for _, _, params in cli.llm.asked]
-    assert params[0] == SamplingParams(temperature=0.5, seed=2, stop=("x",), logit_bias={3: 1.0})
+    assert params[0] == SamplingParams(
+        temperature=0.5, seed=2, stop=("x",), logit_bias={3: 1.0}, json_schema={"type": "object"}
+    )
     assert params[1] == SamplingParams(temperature=0.5, seed=1)
 
 
@@ -79,7 +82,9 @@ def test_prompts_and_messages(cli):
         ({"prompt": 5}, "invalid_parameter", "prompt is 5"),
         ({"prompt": "a", "temprature": 1}, "usage", "temprature"),
         ({"prompt": "a", "seed": "1"}, "invalid_parameter", 'seed is "1"'),
-        ({"prompt": "a", "stop": "x"}, "invalid_parameter", "stop"),
+        ({"prompt": "a", "stop": 5}, "invalid_parameter", "stop"),
+        ({"prompt": "a", "num_beams": 4}, "usage", "num_beams is not supported"),
+        ({"prompt": "a", "logits_processors": []}, "usage", "logits_processors"),
         ({"messages": [{"role": 1}]}, "invalid_parameter", "messages"),
     ],
 )
@@ -132,3 +137,98 @@ def test_an_empty_file_is_an_error(cli):
     _, done = run(cli, b"\n")
     assert (done.code, done.out, len(done.err_lines)) == (7, "", 2)
     assert not cli.llm.loads
+
+
+# --- the output file ---------------------------------------------------------------------------------------
+
+
+def to_file(
+    cli: Any, lines: list[Any], *flags: str, name: str = "out.jsonl"
+) -> tuple[list[dict[str, Any]], Any]:
+    Path("in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = cli("generate", "--batch", "in.jsonl", "--output", name, *flags)
+    return [json.loads(line) for line in Path(name).read_text().splitlines()], done
+
+
+LINES = [{"prompt": str(i), "id": f"n{i}"} for i in range(6)]
+
+
+def test_answers_go_to_the_file_alone(cli):
+    results, done = to_file(cli, LINES)
+    assert [result["id"] for result in results] == [f"n{i}" for i in range(6)]
+    assert (done.code, done.out) == (0, "")
+
+
+def test_a_second_run_asks_nothing_again(cli):
+    before, _ = to_file(cli, LINES)
+    asked = len(cli.llm.asked)
+    after, done = to_file(cli, LINES)
+    assert (after, len(cli.llm.asked), len(cli.llm.loads), done.code) == (before, asked, 1, 0)
+    assert "6 of 6 lines are answered in out.jsonl already" in done.err
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_a_run_goes_on_where_one_was_killed_and_repairs_the_half_written_line(cli, cut):
+    whole, _ = to_file(cli, LINES)
+    data = Path("out.jsonl").read_bytes()
+    third_ends = [i for i, byte in enumerate(data) if byte == 10][2]
+    Path("out.jsonl").write_bytes(data[: third_ends + 1 + cut])
+    asked = len(cli.llm.asked)
+    results, done = to_file(cli, LINES)
+    assert results == whole
+    assert (len(cli.llm.asked) - asked, done.code) == (3, 0)
+    assert {path.name for path in Path().iterdir()} == {"in.jsonl", "out.jsonl"}
+
+
+def test_lines_that_failed_are_asked_again(cli):
+    cli.llm.errors.append(NumericalError("NaN", remedy="report it"))
+    first, done = to_file(cli, LINES)
+    assert ("error" in first[0], done.code) == (True, 7)
+    second, done = to_file(cli, LINES)
+    assert sorted(result["id"] for result in second) == [line["id"] for line in LINES]
+    assert (any("error" in result for result in second), done.code) == (False, 0)
+
+
+def test_lines_without_an_id_are_known_by_their_place_and_equal_ids_by_their_number(cli):
+    lines = [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c", "id": "x"}, {"prompt": "d", "id": "x"}]
+    to_file(cli, lines[:1])
+    to_file(cli, lines[:3])
+    results, _ = to_file(cli, lines)
+    assert [result["id"] for result in results] == [0, 1, "x", "x"]
+    assert [prompt[0]["content"] for _, prompt, _ in cli.llm.asked] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("data", [b"my notes\n", b'{"id": 1}\n', b"[1]\n", b'{"text": "a"}\n'])
+def test_a_file_of_something_else_is_left_alone(cli, data):
+    Path("notes.txt").write_bytes(data)
+    Path("in.jsonl").write_text(json.dumps(LINES[0]))
+    done = cli("generate", "--batch", "in.jsonl", "--output", "notes.txt")
+    assert (done.code, Path("notes.txt").read_bytes()) == (2, data)
+    assert "line 1 of notes.txt" in done.err
+    assert not cli.llm.loads
+
+
+def test_what_does_not_go_with_an_output_file(cli):
+    Path("in.jsonl").write_text(json.dumps(LINES[0]))
+    for arguments, said in [
+        (["hello", "--output", "x"], "--output goes with --batch"),
+        (["--batch", "in.jsonl", "--output", "./in.jsonl"], "both"),
+        (["--batch", "in.jsonl", "--output", "no/such/folder"], "cannot use no/such/folder"),
+    ]:
+        done = cli("generate", *arguments)
+        assert (done.code, len(done.err_lines)) == (2, 2), done
+        assert said in done.err_lines[0]
+
+
+def test_lines_from_standard_input(cli):
+    data = "".join(json.dumps(line) + "\n" for line in LINES[:2]).encode()
+    done = cli("generate", "--batch", "-", stdin=data)
+    assert [json.loads(line)["id"] for line in done.out.splitlines()] == ["n0", "n1"]
+    assert cli("generate", "--batch", "-", stdin=b"").code == 7
+
+
+def test_a_lines_grammar_stands_in_for_that_of_the_command_line(cli):
+    lines = [{"prompt": "a"}, {"prompt": "b", "json_object": True}]
+    run(cli, *lines, flags=("--regex", "x+"))
+    asked = [params for _, _, params in cli.llm.asked]
+    assert [(params.regex, params.json_object) for params in asked] == [("x+", False), (None, True)]

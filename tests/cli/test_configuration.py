@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +15,13 @@ from hypothesis import strategies as st
 from platformdirs import user_config_path
 
 from octavo.cli.configuration import Configuration, read_configuration
-from octavo.cli.fields import variable_name
+from octavo.cli.fields import flag_name, said_fields, variable_name
 from octavo.cli.layers import File, Said, read_environment, read_file
 from octavo.cli.options import accepts
 from octavo.errors import InvalidParameterError, ModelNotFoundError, NotEnoughMemoryError, UsageError
 from octavo.settings import SamplingParams, Settings
 
-FIELDS = [field for cls in (Settings, SamplingParams) for field in dataclasses.fields(cls)]
+FIELDS = [field for cls in (Settings, SamplingParams) for field in said_fields(cls)]
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +118,10 @@ def test_every_kind_of_value_in_a_file():
         ("threads = true", InvalidParameterError, "threads is true", "octavo.toml"),
         ("threads = 2000-01-01", InvalidParameterError, 'threads is "2000-01-01"', "octavo.toml"),
         ("cache = 1", InvalidParameterError, "cache is 1", "octavo.toml"),
-        ("[sampling]\nstop = 'x'", InvalidParameterError, "stop in [sampling]", "octavo.toml"),
+        ("[sampling]\nstop = 5", InvalidParameterError, "stop in [sampling]", "octavo.toml"),
+        ("[sampling]\nstop = [5]", InvalidParameterError, "[sampling.stop]", "octavo.toml"),
+        ("[sampling]\nnum_beams = 4", UsageError, "num_beams in [sampling]", "no beam search"),
+        ("[sampling]\nlogits_processors = []", UsageError, "logits_processors", "Known keys"),
         ("models = 1", InvalidParameterError, "models is 1", "octavo.toml"),
         ("[models.a]\nfallback = 'b'\n[models.b]\nfallback = 'a'", UsageError, "leads back", "->"),
         ("[models.a]\nfallback = 'a'", UsageError, "leads back to a", "a -> a"),
@@ -318,8 +322,28 @@ def test_a_new_field_is_a_flag_a_variable_and_a_key(monkeypatch):
     assert file.aliases["a"].layer["sizes"].value == (5,)
 
 
+def test_one_stop_string_may_stand_alone_in_a_file():
+    working_file("[sampling]\nstop = 'END'\n[models.a.sampling]\nstop = 'x'")
+    assert read_configuration({}).resolve().sampling.stop == ("END",)
+    assert read_configuration({"model": "a"}).resolve().sampling.stop == ("x",)
+
+
+def test_a_schema_in_a_file_is_text_or_a_table(monkeypatch):
+    working_file("""
+        [sampling]
+        json_schema = { type = "object", required = ["a"] }
+        [models.a.sampling]
+        json_schema = '{"type": "integer"}'
+    """)
+    assert read_configuration({}).resolve().sampling.json_schema == {"type": "object", "required": ["a"]}
+    assert read_configuration({"model": "a"}).resolve().sampling.json_schema == '{"type": "integer"}'
+    monkeypatch.setenv("OCTAVO_JSON_SCHEMA", '{"type": "null"}')
+    assert read_configuration({}).resolve().sampling.json_schema == '{"type": "null"}'
+
+
 @pytest.mark.parametrize("command", ["generate", "chat", "config"])
 def test_every_field_has_its_flag_in_the_help(cli, command):
     text = cli(command, "--help").out
     for field in FIELDS:
-        assert (f"--{field.name.replace('_', '-')} " in text) == field.metadata.get("cli", True), field.name
+        flag = re.escape(flag_name(field))
+        assert bool(re.search(rf"{flag}[ /]", text)) == field.metadata.get("cli", True), field.name

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,3 +194,18 @@ def test_a_reader_who_leaves_early_is_no_error():
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX signal")
+def test_an_interrupt_while_the_command_starts_is_quiet(tmp_path):
+    """The first thing that is imported interrupts it."""
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    package = str(Path(errors.__file__).parents[1])
+    run = subprocess.run(
+        [sys.executable, "-m", "octavo", "--help"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": f"{tmp_path}:{package}"},
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "")

@@ -157,7 +157,7 @@ def test_timings_are_the_engines_whatever_the_reader_does(llm):
 
 
 def test_who_waits_for_a_slot_is_timed_apart(tiny_folder):
-    with LLM(tiny_folder, device="cpu", cache=False, context=256) as llm:
+    with LLM(tiny_folder, device="cpu", cache=False, context=256, max_sequences=1) as llm:
         first, second = llm.generate([PROMPT] * 2, SamplingParams(max_new_tokens=100, temperature=0))
     assert first.timings.queued_seconds < second.timings.queued_seconds
     assert second.timings.queued_seconds == pytest.approx(first.timings.total_seconds, rel=0.2)

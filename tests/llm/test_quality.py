@@ -15,7 +15,9 @@ def test_kl_divergence_stays_under_its_bounds(default_model_path):
     spec = importlib.util.spec_from_file_location("quality", BENCHMARK)
     quality = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(quality)
-    found = {name: d for name, (d, _) in quality.measure(str(default_model_path), tokens=512).items()}
+    formats = ("auto", "int8", "llm-int8")
+    measured = quality.measure(str(default_model_path), 512, formats)
+    found = {name: one.divergence for name, one in measured.items()}
     assert found["auto"].kl_nats == 0
     assert found["auto"].top1_agreement == 1
     assert 0 < found["int8"].kl_nats <= 0.003

@@ -3,43 +3,85 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pytest
 import torch
 
 from octavo import LLM, SamplingParams
+from octavo.errors import IncompatibleModelError
 
 NEW_TOKENS = 64
+_GREEDY = SamplingParams(max_new_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
+
+_SETTINGS = {"quant": "none", "device": "cpu", "cache": False, "context": 256, "threads": 1}
+NOT_ON_THE_CPU_RUNNER = {"cohere", "cohere2", "mixtral", "qwen3-moe"}
 
 
-def greedy(theirs, prompt: list[int]) -> list[int]:
-    """transformers' own greedy continuation, every step from scratch: no cache to agree with by accident."""
-    ids = list(prompt)
+def their_logits(theirs, ids: list[int]) -> torch.Tensor:
+    """[T, V]."""
     with torch.inference_mode():
-        for _ in range(NEW_TOKENS):
-            ids.append(int(theirs(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
+        return theirs(torch.tensor([ids]), use_cache=False).logits[0]
 
 
-def test_greedy_tokens_through_our_paged_cache(case, tiny, prompt_ids, tmp_path):
-    theirs = tiny(case).theirs
-    theirs.save_pretrained(tmp_path, max_shard_size="60KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    params = SamplingParams(max_new_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
-    with LLM(tmp_path, quant="none", device="cpu", runner="reference", cache=False, context=256) as llm:
-        done = llm.generate(prompt_ids, params)
+def logprobs_of_next(logits: torch.Tensor, ids: list[int]) -> torch.Tensor:
+    return logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+
+
+@pytest.fixture(scope="session")
+def folder(tiny, tmp_path_factory):
+    """A family's tiny model as `save_pretrained` writes it."""
+    written: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in written:
+            written[family] = tmp_path_factory.mktemp(family)
+            tiny(family).theirs.save_pretrained(written[family], max_shard_size="60KB")
+            assert len(list(written[family].glob("*.safetensors"))) > 1
+        return written[family]
+
+    return get
+
+
+def test_reference_runner(family, tiny, folder, prompt_ids):
+    """Greedy tokens through our paged cache are those transformers would choose after each of them, from scratch:
+    no cache to agree with by accident."""
+    theirs = tiny(family).theirs
+    with LLM(folder(family), runner="reference", **_SETTINGS) as llm:
+        done = llm.generate(prompt_ids, _GREEDY)
         scored = llm.score(prompt_ids)
-    assert list(done.token_ids) == greedy(theirs, prompt_ids)
-    logprobs = tiny(case).their_logits(prompt_ids).log_softmax(-1)
-    expected = logprobs[range(len(prompt_ids) - 1), prompt_ids[1:]]
+    assert len(done.token_ids) == NEW_TOKENS
+    logits = their_logits(theirs, prompt_ids + list(done.token_ids))
+    assert logits[len(prompt_ids) - 1 : -1].argmax(-1).tolist() == list(done.token_ids)
+    expected = logprobs_of_next(logits[: len(prompt_ids)], prompt_ids)
     torch.testing.assert_close(torch.tensor(scored.logprobs), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_quantized_folder_stays_close(tiny, prompt_ids, tmp_path):
+def test_cpu_runner(family, tiny, folder, prompt_ids):
+    """The same within the rounding of the native runner's 16-bit keys and values: no token is chosen that
+    transformers finds worse than the best by more than twice that."""
+    theirs = tiny(family).theirs
+    if family in NOT_ON_THE_CPU_RUNNER:
+        with pytest.raises(IncompatibleModelError, match="no runner takes this"):
+            LLM(folder(family), runner="cpu", **_SETTINGS)
+        return
+    with LLM(folder(family), runner="cpu", **_SETTINGS) as llm:
+        done = llm.generate(prompt_ids, _GREEDY)
+        scored = llm.score(prompt_ids)
+    logits = their_logits(theirs, prompt_ids + list(done.token_ids))
+    rounding = float(0.03 * logits.std())
+    choosing = logits[len(prompt_ids) - 1 : -1]
+    behind = choosing.max(-1).values - choosing[range(NEW_TOKENS), list(done.token_ids)]
+    assert behind.max() < 2 * rounding
+    expected = logprobs_of_next(logits[: len(prompt_ids)], prompt_ids)
+    torch.testing.assert_close(torch.tensor(scored.logprobs), expected, rtol=1e-3, atol=rounding)
+
+
+def test_quantized_folder_stays_close(folder, prompt_ids):
     """int8 and llm-int8 end to end: not equal to full precision, and not far from it."""
-    tiny("llama").theirs.save_pretrained(tmp_path)
     scores = {}
     for quant in ("none", "int8", "llm-int8"):
-        with LLM(tmp_path, quant=quant, device="cpu", cache=False, context=128) as llm:
+        with LLM(folder("llama"), **_SETTINGS | {"quant": quant}) as llm:
             assert llm.info()["quant"] == {"none": "f32"}.get(quant, quant)
             scores[quant] = torch.tensor(llm.score(prompt_ids).logprobs)
     for quant in ("int8", "llm-int8"):
@@ -47,8 +89,23 @@ def test_quantized_folder_stays_close(tiny, prompt_ids, tmp_path):
         assert 0 < gap < 0.2
 
 
+def test_experts_apart_or_in_a_stack(tiny, prompt_ids, tmp_path):
+    """Checkpoints on the hub have a tensor an expert; transformers 5 holds all of a layer's in one."""
+    theirs = tiny("mixtral").theirs
+    names = set(theirs.state_dict())
+    assert "model.layers.0.mlp.experts.gate_up_proj" in names
+    apart, stacked = tmp_path / "apart", tmp_path / "stacked"
+    theirs.save_pretrained(apart)
+    theirs.save_pretrained(stacked, save_original_format=False)
+    found = []
+    for path in (apart, stacked):
+        with LLM(path, runner="reference", **_SETTINGS) as llm:
+            found.append(llm.score(prompt_ids).logprobs)
+    assert found[0] == found[1]
+
+
 def test_older_configs_say_the_same(tiny, prompt_ids, tmp_path):
-    """rope_theta and rope_scaling as transformers 4 wrote them give the same tokens as rope_parameters."""
+    """rope_theta and rope_scaling as transformers 4 wrote them give the same scores as rope_parameters."""
     theirs = tiny("llama-rope-llama3").theirs
     theirs.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
@@ -57,6 +114,7 @@ def test_older_configs_say_the_same(tiny, prompt_ids, tmp_path):
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = rope
     path.write_text(json.dumps(config))
-    params = SamplingParams(max_new_tokens=8, temperature=0, ignore_eos=True)
-    with LLM(tmp_path, quant="none", device="cpu", runner="reference", cache=False, context=128) as llm:
-        assert list(llm.generate(prompt_ids, params).token_ids) == greedy(theirs, prompt_ids)[:8]
+    with LLM(tmp_path, runner="reference", **_SETTINGS) as llm:
+        scored = torch.tensor(llm.score(prompt_ids).logprobs)
+    expected = logprobs_of_next(their_logits(theirs, prompt_ids), prompt_ids)
+    torch.testing.assert_close(scored, expected, rtol=1e-4, atol=1e-4)

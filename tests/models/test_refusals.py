@@ -7,8 +7,9 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import Gemma3TextConfig
 
 from octavo.errors import IncompatibleModelError, ModelFormatError, UnsafeFileError, UnsupportedConfigError
 from octavo.models import build_model
@@ -58,14 +59,14 @@ def test_the_configs_themselves_are_taken():
     ("base", "change", "key"),
     [
         (LLAMA, {"model_type": "gpt9"}, "model_type"),
-        (LLAMA, {"hidden_act": "gelu"}, "hidden_act"),
+        (LLAMA, {"hidden_act": "relu"}, "hidden_act"),
         (LLAMA, {"sliding_window": 4096}, "sliding_window"),
         (LLAMA, {"logit_scale": 0.5}, "logit_scale"),
-        (LLAMA, {"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
-        (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling"),
-        (LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling"),
+        (LLAMA, {"rope_scaling": {"rope_type": "mrope", "factor": 4.0}}, "rope_scaling"),
         (LLAMA, {"rope_scaling": {"type": "linear", "factor": 4.0, "mscale": 2.0}}, "rope_scaling.mscale"),
         (LLAMA, {"rope_scaling": "linear"}, "rope_scaling"),
+        (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (LLAMA, {"rope_scaling": {"partial_rotary_factor": 0.5}}, "rope_scaling.partial_rotary_factor"),
         (GEMMA2, {"hidden_activation": "silu"}, "hidden_activation"),
         (GEMMA2, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         (GEMMA2, {"layer_types": ["full_attention"]}, "layer_types"),
@@ -76,6 +77,76 @@ def test_what_cannot_be_computed_is_refused_by_name(base, change, key):
     with pytest.raises(UnsupportedConfigError) as caught:
         build(base | change)
     assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "key"),
+    [
+        ("mistral", {"attention_bias": True}, "attention_bias"),
+        ("qwen2", {"layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "layer_types"),
+        ("qwen2", {"use_sliding_window": False}, "layer_types"),
+        ("gemma", {"hidden_act": "silu"}, "hidden_act"),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "rope_scaling"),
+        ("gemma3", {"rope_parameters": {"full_attention": {}, "factor": 8.0}}, "rope_parameters"),
+        ("phi3", {"full_attn_mod": 2}, "full_attn_mod"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
+        ("smollm3", {"no_rope_layers": [1, 0, 2]}, "no_rope_layers"),
+        ("granite", {"shared_intermediate_size": 64}, "shared_intermediate_size"),
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),
+        ("cohere", {"use_qk_norm": True}, "use_qk_norm"),
+        ("cohere2", {"rotary_pct": 0.5}, "rotary_pct"),
+        ("mixtral", {"n_shared_experts": 1}, "n_shared_experts"),
+        ("qwen3-moe", {"mlp_only_layers": "none"}, "mlp_only_layers"),
+    ],
+)
+def test_what_a_family_cannot_compute_is_refused_by_name(family, change, key, config_of):
+    with pytest.raises(UnsupportedConfigError) as caught:
+        build(config_of(family) | change)
+    assert caught.value.key == key
+
+
+def test_a_key_of_a_nested_config_is_named_with_its_place(config_of):
+    config = config_of("gemma3-vision")
+    config["text_config"] = config["text_config"] | {"altup": 4}
+    with pytest.raises(UnsupportedConfigError) as caught:
+        build(config)
+    assert caught.value.key == "text_config.altup"
+
+
+def test_a_sparse_text_config_means_its_class_s_defaults():
+    """What google/gemma-3-4b-it says of its text part."""
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    config = {
+        "model_type": "gemma3",
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": 255999,
+        "eoi_token_index": 256000,
+        "image_token_index": 262144,
+        "initializer_range": 0.02,
+        "mm_tokens_per_image": 256,
+        "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+        "text_config": text,
+    }
+    spec, theirs = build(config), Gemma3TextConfig(**text)
+    full, windowed = spec.layers[5].mixer, spec.layers[0].mixer
+    assert [layer.mixer.window is None for layer in spec.layers] == [
+        kind == "full_attention" for kind in theirs.layer_types
+    ]
+    assert (full.heads, full.kv_heads, full.head_dim) == (8, 4, 256)
+    assert (full.rope.kind, full.rope.base, windowed.rope.kind, windowed.rope.base) == (
+        *("linear", 1e6),
+        *("default", 1e4),
+    )
+    assert (spec.vocab_size, spec.max_context_tokens, spec.tied_head) == (262_208, 131_072, True)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +189,13 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
-@given(data=st.data(), base=st.sampled_from([LLAMA, GEMMA2]), value=JSON)
-def test_any_value_of_any_key_is_taken_or_refused(data, base, value):
-    key = data.draw(st.sampled_from([*sorted(base), "rope_parameters", "partial_rotary_factor"]))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), value=JSON)
+def test_any_value_of_any_key_is_taken_or_refused(family, data, value, config_of):
+    config = config_of(family)
+    key = data.draw(st.sampled_from([*sorted(config), "rope_scaling", "partial_rotary_factor"]))
     scaling = data.draw(st.sampled_from([None, "rope_type", "factor", "rope_theta"]))
     if scaling is not None:
         key, value = "rope_scaling", {"rope_type": "linear", "factor": 2.0, scaling: value}
     with suppress(IncompatibleModelError):
-        build(base | {key: value})
+        build(config | {key: value})

@@ -68,7 +68,7 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel):
 def test_the_wheel_carries_license_command_and_version(wheel):
     info = f"octavo-{octavo.__version__}.dist-info"
     assert b"Apache License" in wheel.read(f"{info}/licenses/LICENSE")
-    assert b"octavo = octavo.cli.main:run" in wheel.read(f"{info}/entry_points.txt")
+    assert b"octavo = octavo.__main__:run" in wheel.read(f"{info}/entry_points.txt")
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert f"Version: {octavo.__version__}" in metadata
     assert "License-Expression: Apache-2.0" in metadata

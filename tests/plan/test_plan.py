@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import hypothesis
@@ -21,12 +22,12 @@ from hypothesis import strategies as st
 
 from octavo.devices import DeviceChoice, Gpu, Machine, Unusable
 from octavo.errors import IncompatibleModelError, InvalidParameterError, NotEnoughMemoryError
+from octavo.load_plan import TIGHT_SHARE, LoadPlan
 from octavo.models.parameters import Parameter
 from octavo.models.spec import Attention, DenseMLP, KVGroup, LayerNorms, LayerSpec, ModelSpec, Norm
 from octavo.plan import (
     RESERVE_SHARE,
     VOCABULARY_ENTRY_BYTES,
-    LoadPlan,
     kv_group_pages,
     make_plan,
 )
@@ -215,7 +216,7 @@ def test_smollm2_on_the_reference_runner() -> None:
         compute_dtype="float32",
         kv_dtype="float32",
         context_tokens=8192,
-        max_slots=1,
+        max_slots=8,
         kv_pages=(256,),
         prefill_chunk_tokens=512,
         threads=4,
@@ -274,10 +275,54 @@ def test_a_runner_without_copies_needs_its_packed_weights_mapped() -> None:
     assert pool.parts["kv"] == 377_487_360 // 2
 
 
-def test_every_sequence_has_its_own_pages() -> None:
+def test_sequences_asked_for_have_their_own_pages_where_they_fit() -> None:
     one, three = plan(GEMMA2), plan(GEMMA2, settings=Settings(max_sequences=3))
     assert three.config.kv_pages == tuple(3 * pages for pages in one.config.kv_pages)
-    assert three.config.max_slots == 3
+    assert (three.config.max_slots, three.kv_contexts) == (3, 3.0)
+    assert "each with the KV memory of a full context" in " ".join(three.reasons)
+
+
+def test_sequences_nobody_asked_for_share_the_pages_of_one() -> None:
+    found, alone = plan(GEMMA2), plan(GEMMA2, settings=Settings(max_sequences=1))
+    assert (found.config.max_slots, alone.config.max_slots) == (8, 1)
+    assert found.config.kv_pages == alone.config.kv_pages
+    assert found.kv_contexts == 1.0
+    assert "up to 8 together, sharing the KV memory of one full context" in " ".join(found.reasons)
+    assert "one at a time" in " ".join(alone.reasons)
+
+
+@pytest.mark.parametrize("spec", [KV_HEAVY, GEMMA2], ids=["kv heavy", "gemma2"])
+@pytest.mark.parametrize("held", [1.0, 1.3, 2.5, 3.9])
+def test_kv_memory_is_what_is_free_once_one_context_fits(spec: ModelSpec, held: float) -> None:
+    """Between one full context and one for each sequence, and never so much that memory gets tight."""
+    settings = Settings(max_sequences=4)
+    all_of_it = plan(spec, settings=settings).pools[0]
+    one = plan(spec, settings=Settings(max_sequences=1)).pools[0].parts["kv"]
+    assert all_of_it.parts["kv"] >= 4 * one
+    less = int((4 - held) * one)
+    needed = max(all_of_it.load_peak_bytes, all_of_it.running_bytes - less)
+    found = plan(spec, settings=settings, available=int(needed / (1 - TIGHT_SHARE)))
+    (pool,) = found.pools
+    if needed == all_of_it.load_peak_bytes:
+        pytest.skip("the load's peak is above all of it")
+    assert found.kv_contexts == pytest.approx(held, abs=0.02)
+    assert found.config.max_slots == 4
+    assert pool.parts["kv"] == pytest.approx(held * one, rel=0.02)
+    assert pool.fits
+    if held > 1:
+        assert not pool.tight
+        assert f"{found.kv_contexts:.1f} full contexts, which is what fits" in " ".join(found.reasons)
+
+
+def test_a_tight_plan_warns_with_both_numbers() -> None:
+    needed = plan(SMOLLM2).pools[0].needed_bytes
+    roomy = plan(SMOLLM2, available=int(needed / (1 - TIGHT_SHARE)) + 1)
+    assert roomy.warnings == ()
+    tight = plan(SMOLLM2, available=int(needed / (1 - TIGHT_SHARE)) - 1000)
+    (warning,) = tight.warnings
+    assert readable_bytes(needed) in warning
+    assert "--context" in warning
+    assert tight.to_json()["warnings"] == [warning]
 
 
 # --- the context -----------------------------------------------------------------------------------
@@ -343,10 +388,10 @@ def test_a_load_that_cannot_fit_is_refused_with_both_numbers() -> None:
     assert error.remedy == "Free memory, or choose a smaller model."
 
 
-def test_a_refusal_names_the_quant_and_the_number_of_sequences_that_would_fit() -> None:
+def test_a_refusal_names_the_quant_that_would_fit() -> None:
     native = (FakeKind("cpu", copies=False),)
     parameters = list_parameters(SMOLLM2)
-    settings = Settings(context=4096, max_sequences=8)
+    settings = Settings(context=4096)
     whole = plan(SMOLLM2, settings=settings, kinds=native, weights=EIGHT).pools[0].needed_bytes
     with pytest.raises(NotEnoughMemoryError) as caught:
         plan(
@@ -357,9 +402,7 @@ def test_a_refusal_names_the_quant_and_the_number_of_sequences_that_would_fit() 
             available=int((whole + (1 << 20)) / (1 - RESERVE_SHARE)),
             alternatives={"int8": all_in(parameters, EIGHT), "none": all_in(parameters, BF16)},
         )
-    assert re.fullmatch(r"Try --context \d+ or --quant int8 or --max-sequences 1\.", caught.value.remedy), (
-        caught.value.remedy
-    )
+    assert re.fullmatch(r"Try --quant int8\.", caught.value.remedy), caught.value.remedy
 
 
 def test_the_default_context_is_not_shrunk_to_nothing_unasked() -> None:
@@ -468,7 +511,7 @@ def test_a_window_group_never_runs_out_of_pages(window: int, context: int, chunk
     first, last = max(0, start - window + 1), start + chunk - 1
     touched = last // 32 - first // 32 + 1
     group = KVGroup(window, (0,))
-    pages = kv_group_pages(group, context_tokens=context, prefill_chunk_tokens=chunk, max_sequences=1)
+    pages = kv_group_pages(group, context_tokens=context, prefill_chunk_tokens=chunk, contexts=Fraction(1))
     assert touched <= pages <= -(-context // 32)
 
 

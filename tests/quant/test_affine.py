@@ -190,7 +190,11 @@ def test_temporaries_stay_small(form):
 
 
 def test_contradictory_fields_are_refused():
-    with pytest.raises(ValueError, match="need a minimum"):
-        replace(INT8, bits=4)
-    with pytest.raises(ValueError, match="take no minimum"):
+    with pytest.raises(ValueError, match="absmax"):
         replace(LLM_INT8, zero="minimum")
+    with pytest.raises(ValueError, match="absmax"):
+        replace(LLM_INT8, bits=4)
+    with pytest.raises(ValueError, match="divide 256"):
+        replace(INT8, scales="u8*f16", group_size=48)
+    with pytest.raises(ValueError, match="no rule"):
+        replace(INT8, zero="integer")

@@ -20,6 +20,7 @@ from octavo.models.spec import (
     LayerNorms,
     LayerSpec,
     ModelSpec,
+    MoE,
     Norm,
     Rope,
 )
@@ -33,6 +34,7 @@ from octavo.runners.cpu.library import ISA_NAMES, IsaName, NativeUnavailableErro
 from octavo.runners.cpu.runner import CpuRunner
 from octavo.runners.reference import ReferenceKind
 from octavo.runners.reference.runner import ReferenceRunner
+from octavo.settings import ActivationsName
 from octavo.types import Sampling
 from octavo.weights import WeightStore, open_weights
 
@@ -56,7 +58,10 @@ def attention(**changes: Any) -> Attention:
 
 
 def layer(
-    mixer: Attention | None = None, ffn: DenseMLP | None = None, norms: LayerNorms | None = None, **more: Any
+    mixer: Attention | None = None,
+    ffn: DenseMLP | MoE | None = None,
+    norms: LayerNorms | None = None,
+    **more: Any,
 ) -> LayerSpec:
     return LayerSpec(
         norms=norms or LayerNorms(_RMS, None, _RMS, None),
@@ -107,6 +112,24 @@ MODELS: Mapping[str, ModelSpec] = {
     "gelu-tanh": model(layer(ffn=DenseMLP(88, "gelu_tanh"))),
     "not-gated": model(layer(ffn=DenseMLP(88, "gelu", gated=False, bias=True))),
     "multipliers": model(layer(residual_multiplier=0.4), embedding_multiplier=3.0, logits_multiplier=0.25),
+    "parallel": model(
+        layer(norms=LayerNorms(_LAYERNORM, None, None, None), parallel=True),
+        layer(ffn=DenseMLP(88, "gelu", gated=False), parallel=True),
+        final_norm=_LAYERNORM,
+    ),
+    "parallel-two-norms": model(
+        layer(norms=LayerNorms(_RMS, _RMS, _OFFSET, _RMS), parallel=True, residual_multiplier=0.7), layer()
+    ),
+    "experts": model(layer(ffn=MoE(5, 2, 88, "silu", True)), layer()),
+    "many-experts": model(
+        layer(ffn=MoE(33, 7, 40, "gelu_tanh", False)), layer(ffn=MoE(3, 3, 88, "silu", False))
+    ),
+    "parallel-experts": model(
+        layer(norms=LayerNorms(_RMS, None, None, _RMS), ffn=MoE(6, 2, 24, "silu", True), parallel=True)
+    ),
+    "head-dim-80": model(layer(attention(head_dim=80, rope=rope(10)))),
+    "head-dim-100": model(layer(attention(heads=2, kv_heads=1, head_dim=100, rope=rope(50)))),
+    "head-dim-5": model(layer(attention(heads=6, kv_heads=2, head_dim=5, rope=rope(2)))),
     "odd-sizes": model(layer(ffn=DenseMLP(101, "silu")), hidden_size=77, vocab_size=131),
 }
 
@@ -149,8 +172,8 @@ class Tiny:
             use_cache=False,
         )
 
-    def native(self, isa: IsaName, **changes: Any) -> CpuRunner:
-        kind, config = CpuRunnerKind(isa), runner_config(self.spec, **changes)
+    def native(self, isa: IsaName, *, activations: ActivationsName = "int16", **changes: Any) -> CpuRunner:
+        kind, config = CpuRunnerKind(isa, activations), runner_config(self.spec, **changes)
         assert kind.declines(self.spec, list(self.formats.values()), config) is None
         runner = kind.create(self.spec, self.open(kind.layout), config)
         assert isinstance(runner, CpuRunner)
@@ -172,7 +195,7 @@ def make_tiny(spec: ModelSpec, format: Format = INT8, seed: int = 0) -> Tiny:
         if parameter.role == "vector":
             values = 0.7 + 0.5 * values
         tensors[parameter.source] = ArrayTensor(parameter.source, parameter.shape, values.astype(np.float32))
-        formats[parameter.name] = Plain("f32") if parameter.role == "vector" else format
+        formats[parameter.name] = Plain("f32") if parameter.role in ("vector", "router") else format
     return Tiny(spec, listed, tensors, formats)
 
 

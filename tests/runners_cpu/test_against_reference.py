@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from octavo.models.spec import ModelSpec
-from octavo.quant.affine import INT8, LLM_INT8, Q4_1, Q8_0
+from octavo.quant.affine import INT4, INT8, LLM_INT8, Q4_1, Q8_0
+from octavo.quant.codebook import NF4
 from octavo.quant.format import Format
 from octavo.quant.plain import Plain
 
 TOKENS = 150
 
-FORMATS: Sequence[Format] = (INT8, LLM_INT8, Q8_0, Q4_1, Plain("f32"), Plain("f16"), Plain("bf16"))
+FORMATS: Sequence[Format] = (INT8, LLM_INT8, INT4, NF4, Q8_0, Q4_1, Plain("f32"), Plain("f16"), Plain("bf16"))
 
 
 def divergence(want: np.ndarray, got: np.ndarray) -> float:

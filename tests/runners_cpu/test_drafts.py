@@ -10,6 +10,7 @@ import pytest
 
 from octavo.quant.affine import INT8, Q4_1
 from octavo.quant.format import Format
+from octavo.quant.plain import Plain
 from octavo.runners.base import Batch, Sampled
 from octavo.types import Sampling
 
@@ -135,10 +136,13 @@ def test_replaced_logits_reach_only_their_slot(
     assert second.token_id == model[1].argmax()
 
 
+@pytest.mark.parametrize("activations", ["int16", "int8"])
 def test_info_names_the_kernels(
-    isa: Any, models: Any, tiny: Callable[..., Any], drive: Callable[..., Any]
+    isa: Any, activations: str, models: Any, tiny: Callable[..., Any], drive: Callable[..., Any]
 ) -> None:
     spec = models(72, 88)
-    kernels = drive(spec, tiny(spec).native(isa)).runner.info.kernels
+    kernels = drive(spec, tiny(spec).native(isa, activations=activations)).runner.info.kernels
     assert set(kernels) == {"int8 linears", "attention"}
-    assert kernels["int8 linears"].endswith("int16 activations")
+    assert kernels["int8 linears"].endswith(f"{activations} activations")
+    plain = drive(spec, tiny(spec, Plain("bf16")).native(isa, activations=activations)).runner.info.kernels
+    assert plain["bf16 linears"].endswith("fp32 activations")

@@ -12,6 +12,7 @@ import pytest
 
 from octavo.models.spec import ModelSpec
 from octavo.quant.affine import INT8, Q4_1
+from octavo.quant.codebook import NF4
 from octavo.quant.format import Format
 from octavo.quant.plain import Plain
 from octavo.runners.base import Batch
@@ -47,10 +48,15 @@ def test_chunks_and_threads(
         assert same_bits(run_chunks(other, 0, ids, size), want), (threads, size)
 
 
-@pytest.mark.parametrize("format", [INT8, Q4_1, Plain("bf16")], ids=lambda chosen: chosen.name)
+@pytest.mark.parametrize(
+    ("format", "activations"),
+    [(INT8, "int16"), (INT8, "int8"), (Q4_1, "int16"), (NF4, "int16"), (Plain("bf16"), "int16")],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
 def test_alone_and_in_a_batch(
     isa: Any,
     format: Format,
+    activations: str,
     models: Any,
     tiny: Callable[..., Any],
     drive: Callable[..., Any],
@@ -63,11 +69,11 @@ def test_alone_and_in_a_batch(
     prompts = [tokens(n, seed=n) for n in lengths]
     alone = []
     for slot, ids in enumerate(prompts):
-        driver = drive(spec, made.native(isa))
+        driver = drive(spec, made.native(isa, activations=activations))
         driver.open(slot, ids)
         alone.append([run_chunks(driver, slot, ids[:n], n) for n in (len(ids), len(ids) - 1)])
     for threads, chunk in ((1, 512), (2, 64), (5, 7)):
-        driver = drive(spec, made.native(isa, threads=threads, chunk=chunk))
+        driver = drive(spec, made.native(isa, threads=threads, chunk=chunk, activations=activations))
         for slot, ids in enumerate(prompts):
             driver.open(slot, ids)
         part = driver.logits(*(driver.chunk(slot, 0, ids[:-1]) for slot, ids in enumerate(prompts)))

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from octavo.models.parameters import Parameter
 from octavo.models.spec import ModelSpec
 from octavo.quant.affine import INT8, Q4_1, Q8_0, Affine
+from octavo.quant.codebook import NF4, Codebook
 from octavo.quant.format import Bundle, Format
 from octavo.quant.plain import Plain
 from octavo.runners.cpu import library
 from octavo.runners.cpu.layout import ALIGNMENT_BYTES, CpuLayout, encoding_of
 from octavo.runners.cpu.library import ISA_NAMES, IsaName
+from octavo.runners.cpu.model import native_table
 
-FORMATS: tuple[Format, ...] = (INT8, Q8_0, Q4_1, Plain("f32"), Plain("f16"), Plain("bf16"))
+FORMATS: tuple[Format, ...] = (INT8, Q8_0, Q4_1, NF4, Plain("f32"), Plain("f16"), Plain("bf16"))
 
 
 @pytest.mark.parametrize("chosen", FORMATS, ids=lambda chosen: chosen.name)
@@ -41,12 +43,15 @@ def test_every_row_survives(isa: IsaName, chosen: Format, rows: int, columns: in
     assert blocks.nbytes == encoding.nbytes(rows)
     assert encoding.block_bytes % ALIGNMENT_BYTES == 0
     assert encoding.header_bytes % ALIGNMENT_BYTES == 0
+    table = native_table(chosen.values) if isinstance(chosen, Codebook) else None
     matrix = library.Matrix(
         blocks=blocks.ctypes.data,
+        table=None if table is None else ctypes.pointer(table),
         block_bytes=encoding.block_bytes,
         rows=rows,
         columns=columns,
         codec=encoding.codec,
+        numbers=encoding.numbers,
         group=encoding.group,
     )
     out = np.full(columns, np.nan, np.float32)

@@ -297,7 +297,7 @@ def test_rope_scaling_keys(write_gguf, metadata: dict[str, Any], expected: dict[
         ),
         ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count"),
         ({"llama.attention.value_length": 8}, "llama.attention.value_length"),
-        ({"llama.expert_count": 8}, "llama.expert_count"),
+        ({"llama.expert_gating_func": 2}, "llama.expert_gating_func"),
         ({"llama.attention.sliding_window": 4096}, "llama.attention.sliding_window"),
         ({"llama.logit_scale": 2.0}, "llama.logit_scale"),
         ({"llama.attention.head_count_kv": [2, 1]}, "llama.attention.head_count_kv"),
@@ -311,10 +311,27 @@ def test_what_cannot_be_said_is_refused_by_name(write_gguf, metadata: dict[str, 
     assert key in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("architecture", "metadata", "key"),
+    [
+        ("granite", {"granite.rope.scaling.finetuned": False}, "granite.rope.scaling.finetuned"),
+        ("qwen2", {"qwen2.attention.sliding_window": 4096}, "qwen2.attention.sliding_window"),
+        ("gemma3", {"gemma3.attn_logit_softcapping": 50.0}, "gemma3.attn_logit_softcapping"),
+        ("gemma3", {"gemma3.rope.dimension_count": 8}, "gemma3.rope.dimension_count"),
+        ("qwen3", {"qwen3.pooling_type": 3}, "qwen3.pooling_type"),
+    ],
+)
+def test_what_an_architecture_cannot_say_is_refused_by_name(write_gguf, architecture, metadata, key):
+    with pytest.raises(UnsupportedConfigError) as caught:
+        config_of(write_gguf(architecture=architecture, metadata=metadata))
+    assert caught.value.key == key
+
+
 def test_keys_that_change_nothing_are_let_pass(write_gguf):
     path = write_gguf(
         metadata={
             "llama.expert_count": 0,
+            "llama.expert_gating_func": 0,
             "llama.tensor_data_layout": "Meta AI original pth",
             "llama.rope.scaling.finetuned": True,
             "llama.use_parallel_residual": False,
@@ -322,6 +339,52 @@ def test_keys_that_change_nothing_are_let_pass(write_gguf):
         }
     )
     assert set(config_of(path)) == LLAMA_KEYS
+
+
+# --- other architectures (whole models: tests/models/test_gguf_end_to_end.py) ---------------------------
+
+
+def test_gemma3_has_no_window_where_none_is_said(write_gguf):
+    assert config_of(write_gguf(architecture="gemma3"))["layer_types"] == ["full_attention"] * 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "types"),
+    [(None, "sssssf"), (3, "ssfssf"), ([True, False, True, True, True, False], "sfsssf")],
+)
+def test_gemma3_windows(write_gguf, pattern, types):
+    metadata = {"gemma3.block_count": 6, "gemma3.attention.sliding_window": 512}
+    if pattern is not None:
+        metadata["gemma3.attention.sliding_window_pattern"] = pattern
+    config = config_of(write_gguf(architecture="gemma3", metadata=metadata))
+    assert "".join(kind[0] for kind in config["layer_types"]) == types
+    assert config["sliding_window"] == 512
+
+
+def test_a_pattern_of_another_length_is_malformed(write_gguf):
+    metadata = {
+        "gemma3.attention.sliding_window": 512,
+        "gemma3.attention.sliding_window_pattern": [True, False, True],
+    }
+    with pytest.raises(ModelFormatError, match="one entry for each of 2 layers"):
+        config_of(write_gguf(architecture="gemma3", metadata=metadata))
+
+
+def test_half_of_longrope_is_malformed(write_gguf):
+    tensors = {"rope_factors_long.weight": np.ones(8, np.float32)}
+    with pytest.raises(ModelFormatError, match="lacks the tensor rope_factors_short"):
+        config_of(write_gguf(architecture="phi3", tensors=tensors))
+
+
+@pytest.mark.parametrize(("heads", "rotary"), [(4, 16), (4, 12), (4, 6), (1, 58), (2, 22)])
+def test_a_partial_rotary_factor_gives_the_same_dims_again(write_gguf, heads, rotary):
+    metadata = {
+        "phi3.attention.head_count": heads,
+        "phi3.attention.head_count_kv": 1,
+        "phi3.rope.dimension_count": rotary,
+    }
+    config = config_of(write_gguf(architecture="phi3", metadata=metadata))
+    assert int(config["head_dim"] * config["partial_rotary_factor"]) == rotary
 
 
 # --- what is no model we know, or malformed -------------------------------------------------------------

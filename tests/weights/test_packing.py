@@ -12,7 +12,8 @@ from octavo.errors import IncompatibleModelError, InvalidParameterError, ModelFo
 from octavo.models.parameters import Parameter
 from octavo.packing import choose_formats, pack_parameter
 from octavo.quant import stored_format
-from octavo.quant.affine import INT8, LLM_INT8, Q4_1, Q8_0
+from octavo.quant.affine import INT4, INT8, LLM_INT8, Q4_1, Q8_0
+from octavo.quant.codebook import NF4
 from octavo.quant.plain import Plain
 
 STORED = ["f32", "f16", "bf16", "q8_0", "q4_1"]
@@ -72,6 +73,14 @@ def test_none_is_the_source_or_float32(make_tensor):
     }
 
 
+@pytest.mark.parametrize(("quant", "form"), [("int4", INT4), ("nf4", NF4)])
+def test_four_bits_leave_embedding_and_head_at_eight(make_tensor, quant, form):
+    parameters, tensors = checkpoint_of(make_tensor, embedding="q8_0", head="bf16", q="q4_1", norm="f32")
+    parameters[1] = replace(parameters[1], name="head.weight")
+    formats = choose_formats(parameters, tensors, quant)
+    assert formats == {"embedding": INT8, "head.weight": INT8, "q": form, "norm": Plain("f32")}
+
+
 @pytest.mark.parametrize(("quant", "form"), [("int8", INT8), ("llm-int8", LLM_INT8)])
 def test_a_named_format_is_every_matrix(make_tensor, quant, form):
     parameters, tensors = checkpoint_of(make_tensor, embedding="q8_0", head="bf16", q="q4_1", norm="f32")
@@ -105,7 +114,25 @@ def test_what_does_not_fit_the_config_is_refused_before_any_reading(make_tensor,
     refused(replace(MATRIX, rows=(-64, 0)), ModelFormatError, "rows -64 to 0")
     refused(replace(MATRIX, unpermute_heads=5), ModelFormatError, "5 heads")
     refused(MATRIX, ModelFormatError, "[]", shape=())
-    refused(replace(MATRIX, name="source"), IncompatibleModelError, "q4_k", dtype="q4_k")
+    refused(replace(MATRIX, name="source"), IncompatibleModelError, "iq2_s", dtype="iq2_s")
+
+
+def test_a_fused_tensor_with_rows_to_spare_is_refused(make_tensor):
+    """It is of another model, and would be cut in the wrong places."""
+    halves = [replace(MATRIX, name=f"half.{i}", shape=(32, 96), rows=(32 * i, 32 * i + 32)) for i in (0, 1)]
+    tensors = {"source": make_tensor("f32", WEIGHT)}
+    assert len(choose_formats(halves, tensors, "auto")) == 2
+    with pytest.raises(ModelFormatError, match="64 rows, but the config makes 32 of them"):
+        choose_formats(halves[:1], tensors, "auto")
+
+
+@pytest.mark.parametrize("quant", ["auto", "none", "int8"])
+def test_a_router_is_always_float32(make_tensor, quant):
+    router = replace(MATRIX, role="router")
+    tensors = {"source": make_tensor("bf16", WEIGHT)}
+    assert choose_formats([router], tensors, quant) == {router.name: Plain("f32")}
+    values = pack_parameter(router, tensors, Plain("f32"))["values"]
+    np.testing.assert_array_equal(values, dequantized(tensors["source"]))
 
 
 # --- reading ---------------------------------------------------------------------------------------
@@ -139,6 +166,20 @@ def test_a_slice_of_fused_rows(make_tensor, dtype, quantized):
     packed = pack_parameter(part, {"source": tensor}, form)
     whole = pack_parameter(MATRIX, {"source": tensor}, form)
     np.testing.assert_array_equal(form.unpack(packed, 96), form.unpack(whole, 96)[40:56])
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("dtype", STORED)
+def test_an_expert_of_a_stack(make_tensor, dtype, quantized):
+    """Rows of a tensor [experts, N, K] are counted through experts."""
+    flat = make_tensor(dtype, WEIGHT)
+    stack = replace(flat, shape=(4, 16, 96), values=flat.values.reshape(4, 16, -1))
+    form = INT8 if quantized else stored_format(dtype)
+    experts = [replace(MATRIX, name=f"{e}", shape=(16, 96), rows=(16 * e, 16 * e + 16)) for e in range(4)]
+    choose_formats(experts, {"source": stack}, "auto")
+    whole = form.unpack(pack_parameter(MATRIX, {"source": flat}, form), 96)
+    packed = pack_parameter(experts[2], {"source": stack}, form)
+    np.testing.assert_array_equal(form.unpack(packed, 96), whole[32:48])
 
 
 def permute(weight: np.ndarray, heads: int) -> np.ndarray:

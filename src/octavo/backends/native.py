@@ -76,6 +76,7 @@ class NativeBackend:
             "layout": self._runner_info.layout,
             "compute_dtype": self._runner_info.compute_dtype,
             "kv_dtype": self._runner_info.kv_dtype,
+            "kernels": dict(self._runner_info.kernels),
             "batch_invariant": self._runner_info.batch_invariant,
             "chunk_invariant": self._runner_info.chunk_invariant,
             "memory": memory,

@@ -16,7 +16,7 @@ from octavo.cli.loading import loaded_model
 from octavo.cli.options import Given, accepts
 from octavo.cli.output import note, note_all, write
 from octavo.cli.report import report
-from octavo.errors import ChatTemplateError, ContextLengthError, InvalidInputError
+from octavo.errors import ChatTemplateError, ContextLengthError, InvalidInputError, InvalidParameterError
 from octavo.settings import SamplingParams, Settings
 from octavo.types import Message
 
@@ -44,6 +44,12 @@ def chat(
     configuration = read_configuration(said)
     with loaded_model(configuration) as loaded:
         llm = loaded.llm
+        if loaded.resolved.sampling.n > 1:
+            raise InvalidParameterError(
+                f"n is {loaded.resolved.sampling.n}; a chat goes on from one answer",
+                remedy="Leave n out, or use octavo generate.",
+                parameter="n",
+            )
         if not llm.has_chat_template:
             raise ChatTemplateError(
                 f"{llm.info()['model']} has no chat template",

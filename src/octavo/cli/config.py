@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from octavo.cli.configuration import FLAG, Resolved, check, read_configuration
-from octavo.cli.fields import flag_name, variable_name
+from octavo.cli.fields import flag_name, said_fields, variable_name
 from octavo.cli.options import Given, accepts
 from octavo.cli.output import note_all, write_json, write_table
 from octavo.errors import OctavoError
@@ -48,7 +48,7 @@ def _rows(resolved: Resolved, model: Mapping[str, Any]) -> list[tuple[str, Any, 
     """(name, value, origin, variable) of every field."""
     rows = []
     for values in (resolved.settings, resolved.sampling):
-        for field in dataclasses.fields(values):
+        for field in said_fields(type(values)):
             value, origin = getattr(values, field.name), resolved.origins.get(field.name, "default")
             if origin == "default" and field.name in model:
                 value, origin = model[field.name], "model"

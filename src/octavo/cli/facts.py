@@ -25,7 +25,8 @@ def model_facts(info: Mapping[str, Any]) -> str:
     weights = info["quant"] if stored in ("", info["quant"]) else f"{info['quant']} from {stored}"
     # What was asked for needs no reason; what auto fell back to does.
     why = "" if info["device_reason"].startswith("as asked") else f"; {info['device_reason']}"
-    memory = f"{' + '.join(info['memory'])} {readable_bytes(sum(info['memory'].values()))}"
+    held = {part: nbytes for part, nbytes in info["memory"].items() if nbytes}
+    memory = f"{' + '.join(held)} {readable_bytes(sum(held.values()))}"
     return (
         f"{info['model']}, {weights} on {info['device']} ({info['runner']} runner{why}), "
         f"load {info['load_seconds']:.2f} s, {memory}"
@@ -46,7 +47,12 @@ def answer_facts(done: Completion) -> str:
 
 
 def completion_json(done: Completion) -> dict[str, Any]:
-    return dataclasses.asdict(done) | {"usage": _usage_json(done)}
+    """The first choice's fields; where there are several, `choices` has them all."""
+    facts = dataclasses.asdict(done) | {"usage": _usage_json(done)}
+    del facts["others"]
+    if done.others:
+        facts["choices"] = [completion_json(dataclasses.replace(each, others=())) for each in done.choices]
+    return facts
 
 
 def facts_json(done: Completion, info: Mapping[str, Any]) -> dict[str, Any]:

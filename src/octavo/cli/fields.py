@@ -12,8 +12,14 @@ from typing import Any, Union, get_args, get_origin
 VARIABLE_PREFIX = "OCTAVO_"
 
 
+def said_fields(cls: type) -> tuple[dataclasses.Field[Any], ...]:
+    """The fields that can be said in words: all but those for Python alone."""
+    return tuple(field for field in dataclasses.fields(cls) if not field.metadata.get("python"))
+
+
 def flag_name(field: dataclasses.Field[Any]) -> str:
-    return "--" + field.name.replace("_", "-")
+    named: str | None = field.metadata.get("flag")
+    return named or "--" + field.name.replace("_", "-")
 
 
 def variable_name(field: dataclasses.Field[Any]) -> str:
@@ -28,7 +34,8 @@ def is_negated(field: dataclasses.Field[Any]) -> bool:
 
 
 def bare_type(hint: Any) -> Any:
-    """`X | None` -> X."""
-    if get_origin(hint) in (Union, types.UnionType):
-        (hint,) = (each for each in get_args(hint) if each is not type(None))
-    return hint
+    """`X | None` -> X; of several, the one that is written as text."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    several = [each for each in get_args(hint) if each is not type(None)]
+    return several[0] if len(several) == 1 else str

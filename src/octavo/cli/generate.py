@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from octavo.cli.batch import run_batch
 from octavo.cli.configuration import read_configuration
-from octavo.cli.facts import facts_json, facts_line
+from octavo.cli.facts import answer_facts, facts_json, facts_line, model_facts
 from octavo.cli.loading import loaded_model
 from octavo.cli.options import Given, accepts
 from octavo.cli.output import note, note_all, write, write_json
@@ -32,8 +33,15 @@ def generate(
         Path | None,
         typer.Option(
             "--batch",
-            help="Answer each line of this JSON Lines file: an object with prompt or messages, any sampling "
-            "field and an optional id.",
+            help="Answer each line of this JSON Lines file, or of standard input for -: an object with prompt "
+            "or messages, any sampling field and an optional id.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            help="With --batch: add the answers to this file, and skip lines whose ids are answered in it.",
         ),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="The system message.")] = None,
@@ -53,8 +61,12 @@ def generate(
     if batch is not None:
         if prompt is not None or file is not None:
             raise UsageError("a prompt and --batch were given", remedy="Give one of them.")
-        run_batch(configuration, batch, system=system, raw=raw)
+        if output is not None and output.resolve() == batch.resolve():
+            raise UsageError(f"--batch and --output are both {batch}", remedy="Name another --output.")
+        run_batch(configuration, batch, system=system, raw=raw, output=output)
         return
+    if output is not None:
+        raise UsageError("--output goes with --batch", remedy="Leave it out, and redirect standard output.")
     text = read_prompt(prompt, file)
     with loaded_model(configuration) as loaded:
         llm, params = loaded.llm, loaded.resolved.sampling
@@ -63,25 +75,33 @@ def generate(
             llm.stream(text, params) if turns is None else llm.stream_chat(turns, bounded(llm, turns, params))
         )
         note_all(llm.notices)
-        done = follow(events, show=not (json or no_stream))
+        done = follow(events, show=not (json or no_stream or params.n > 1))
         note_all(done.notices)
         if json:
             write_json(facts_json(done, llm.info()))
-        elif no_stream:
+        if done.others:
+            for each in done.choices:
+                if not json:
+                    write(each.text + "\n")
+                note(f"choice {each.choice + 1} of {params.n}: {answer_facts(each)}")
+            note(model_facts(llm.info()))
+            return
+        if no_stream and not json:
             write(done.text + "\n")
         note(facts_line(done, llm.info()))
 
 
 def follow(events: Iterator[TextEvent], *, show: bool) -> Completion:
-    """Follow an answer to its end, and print its text as it comes if `show`."""
-    done: Completion | None = None
+    """Follow an answer, or several, to the end, and print its text as it comes if `show`."""
+    done: dict[int, Completion] = {}
     try:
         for event in events:
             if show:
                 write(event.text)
-            done = event.completion or done
+            if event.completion is not None:
+                done[event.choice] = event.completion
     finally:  # what is said after an error or an interrupt begins on a line of its own
-        if show and (done is not None or sys.stdout.isatty()):
+        if show and (done or sys.stdout.isatty()):
             write("\n")
-    assert done is not None, "the last event carries the completion"
-    return done
+    assert done, "the last event of a choice carries its completion"
+    return dataclasses.replace(done[0], others=tuple(done[choice] for choice in range(1, len(done))))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from octavo.cli.fields import VARIABLE_PREFIX, is_negated, variable_name
+from octavo.cli.fields import VARIABLE_PREFIX, is_negated, said_fields, variable_name
 from octavo.errors import UsageError
 
 _NOT_SETTINGS = ("OCTAVO_DEBUG", "OCTAVO_TEST_MODEL")
@@ -55,7 +55,7 @@ def read_environment(*classes: type) -> tuple[Layer, tuple[str, ...]]:
 
     An empty variable says nothing. Raises InvalidParameterError where a value has the wrong type.
     """
-    fields = {variable_name(field): field for cls in classes for field in dataclasses.fields(cls)}
+    fields = {variable_name(field): field for cls in classes for field in said_fields(cls)}
     present = [name for name in os.environ if name.startswith(VARIABLE_PREFIX)]
     notices = tuple(
         f"{name} is not a setting: did you mean {close}?"

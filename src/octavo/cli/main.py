@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 
 from octavo.cli import cache, config, models
 from octavo.cli.chat import chat
+from octavo.cli.explain import explain
 from octavo.cli.generate import generate
 from octavo.cli.options import Invocation
 from octavo.cli.plan import plan
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command()(plan)
+app.command()(explain)
 app.add_typer(models.app, name="models")
 app.add_typer(cache.app, name="cache")
 app.command()(config.config)
@@ -116,6 +118,10 @@ def _usage_error(error: TyperException) -> UsageError:
     path = context.command_path if context is not None else "octavo"
     remedy = f"See {path} --help."
     option: str | None = getattr(error, "option_name", None)
+    from octavo.validate import BEAM_SEARCH_NAMES, BEAM_SEARCH_REMEDY
+
+    if option is not None and option.lstrip("-").replace("-", "_") in BEAM_SEARCH_NAMES:
+        return UsageError(f"{option} is not supported", remedy=BEAM_SEARCH_REMEDY)
     if context is not None and option is not None:
         flags = [flag for parameter in context.command.params for flag in parameter.opts]
         if close := difflib.get_close_matches(option, flags, n=1):

@@ -149,7 +149,7 @@ def remove(name: _Name, *, said: Given) -> None:
 def _facts(source: ModelSource, settings: Settings) -> dict[str, Any]:
     from octavo.models import build_model
 
-    spec, _ = build_model(source.config, source.naming)
+    spec, _ = build_model(source.config, source.naming, tensors=source.tensors)
     mixers = Counter((layer.mixer.heads, layer.mixer.kv_heads, layer.mixer.head_dim) for layer in spec.layers)
     file_bytes: Counter[str] = Counter()
     for tensor in source.tensors.values():

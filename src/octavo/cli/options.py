@@ -11,17 +11,20 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from octavo.cli.fields import bare_type, flag_name
+from octavo.cli.fields import bare_type, flag_name, said_fields
+from octavo.cli.prompt import read_file
 from octavo.errors import UsageError
 
 Given = Mapping[str, Any]
 """Field name -> value, for the flags that were given."""
 
 _SHORT = {"model": "-m"}
+_METAVARS = {"file": "FILE", "file or text": "FILE|JSON"}
 
 
 @dataclasses.dataclass(slots=True)
@@ -49,7 +52,8 @@ def accepts(
             del values["debug"]
             given = {name: values.pop(name) for name in names}
             if classes:
-                values["said"] = {name: _frozen(value) for name, value in given.items() if value is not None}
+                said = {name: _frozen(value) for name, value in given.items() if value is not None}
+                values["said"] = said | _read(said, classes)
             command(**values)
 
         parameters = [*own, *fields, _DEBUG]
@@ -80,7 +84,7 @@ def _flag_parameters(cls: type) -> list[inspect.Parameter]:
             default=None,
             annotation=_annotation(field, bare_type(hints[field.name])),
         )
-        for field in dataclasses.fields(cls)
+        for field in said_fields(cls)
         if field.metadata.get("cli", True)
     ]
 
@@ -96,7 +100,7 @@ def _annotation(field: dataclasses.Field[Any], hint: Any) -> Any:
         *names,
         help=_help(field),
         show_default=False,
-        metavar=f"<{item.__name__}>" if repeated else None,
+        metavar=f"<{item.__name__}>" if repeated else _METAVARS.get(field.metadata.get("reads", "")),
     )
     return Annotated[(list[item] if repeated else hint) | None, option]  # type: ignore[valid-type]
 
@@ -107,6 +111,22 @@ def _help(field: dataclasses.Field[Any]) -> str:
     if "[default" in text or default in (None, (), False):
         return text
     return f"{text} [default: {'on' if default is True else default}]"
+
+
+def _read(said: Given, classes: Sequence[type]) -> dict[str, str]:
+    """The texts of flags that name a file, or may. Raises UsageError where one cannot be read."""
+    texts = {}
+    for field in (field for cls in classes for field in said_fields(cls)):
+        reads, value = field.metadata.get("reads"), said.get(field.name)
+        if value is None or reads is None or (reads == "file or text" and value.lstrip().startswith("{")):
+            continue
+        try:
+            texts[field.name] = read_file(Path(value)).decode()
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"{value}, which {flag_name(field)} names, is not UTF-8 text", remedy="Convert it to UTF-8."
+            ) from error
+    return texts
 
 
 def _frozen(value: Any) -> Any:

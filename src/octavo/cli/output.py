@@ -26,8 +26,12 @@ def write(text: str) -> None:
 
 
 def write_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Write one JSON value on one line. What JSON cannot say, NaN and the infinities, is null."""
-    _write(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    _write(json_line(value))
+
+
+def json_line(value: Mapping[str, Any] | Sequence[Any]) -> str:
+    """One JSON value on one line. What JSON cannot say, NaN and the infinities, is null."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
 
 def write_table(*tables: RenderableType) -> None:

@@ -17,8 +17,8 @@ from octavo.types import Progress
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from octavo.load_plan import LoadPlan
     from octavo.loading import PlannedModel
-    from octavo.plan import LoadPlan
 
 
 @accepts(Settings)

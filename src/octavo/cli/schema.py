@@ -9,15 +9,16 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import Field
 from pathlib import Path
 from typing import Annotated, Any, get_origin, get_type_hints
 
 import pydantic
 import pydantic_settings
 
-from octavo.cli.fields import bare_type
+from octavo.cli.fields import bare_type, said_fields
 from octavo.errors import InvalidParameterError, UsageError
+from octavo.validate import BEAM_SEARCH_NAMES, BEAM_SEARCH_REMEDY
 
 _SHOWN_CHARACTERS = 60
 """Of a wrong value in a message: it may be someone's whole text."""
@@ -35,8 +36,21 @@ class _Variables(pydantic_settings.BaseSettings):
 
 def table(cls: type, **more: Any) -> Any:
     """A model with the fields of `cls`, all optional, and `more` of pydantic's (type, default) pairs."""
-    columns: dict[str, Any] = {name: (hint, None) for name, hint in get_type_hints(cls).items()}
+    hints = get_type_hints(cls)
+    columns: dict[str, Any] = {name: (_lenient(hints[name]), None) for name in names(cls)}
     return pydantic.create_model(cls.__name__, __base__=_Table, **columns, **more)
+
+
+def _lenient(hint: Any) -> Any:
+    """A list of strings may be written as one string."""
+    if hint != tuple[str, ...]:
+        return hint
+
+    def several(value: Any) -> Any:
+        # A tuple, since what comes from a validator is no longer JSON, in which a list would do.
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    return Annotated[hint, pydantic.BeforeValidator(several)]
 
 
 def variables(named: Mapping[str, Field[Any]], classes: Sequence[type]) -> Any:
@@ -81,6 +95,8 @@ def explain(first: Any, where: str, place: str, known: Sequence[str]) -> UsageEr
         return InvalidParameterError(
             f"{where} is {value}: {_reason(first['msg'])}", remedy=f"Correct it in {place}.", parameter=key
         )
+    if key in BEAM_SEARCH_NAMES:
+        return UsageError(f"{where} is not supported", remedy=BEAM_SEARCH_REMEDY)
     close = difflib.get_close_matches(key, known, n=1)
     return UsageError(
         f"{where} is not a known key",
@@ -89,7 +105,7 @@ def explain(first: Any, where: str, place: str, known: Sequence[str]) -> UsageEr
 
 
 def names(cls: type) -> list[str]:
-    return [field.name for field in fields(cls)]
+    return [field.name for field in said_fields(cls)]
 
 
 def _decoder(hint: Any) -> Callable[[str], Any]:

@@ -1,12 +1,12 @@
 """Model families: a config becomes a `ModelSpec` and the list of its `Parameter`s.
 
-A family is one file with `build` (config keys -> spec) and `NAMES` (what its norms are called);
-docs/architecture.md says how to add one.
+A family is one file with `build` (config keys -> spec) and `NAMES` (what its tensors are called);
+docs/adding-a-model.md says how to add one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -17,12 +17,26 @@ from octavo.models.parameters import Parameter
 from octavo.models.spec import ModelSpec
 from octavo.types import TensorNaming
 
-_FAMILIES = {"llama": "octavo.models.llama", "gemma2": "octavo.models.gemma2"}
+_FAMILIES = {
+    model_type: f"octavo.models.{model_type}"
+    for model_type in "cohere cohere2 gemma gemma2 gemma3 gemma3_text granite llama mistral mixtral olmo2 olmo3 phi3 "
+    "qwen2 qwen3 qwen3_moe smollm3 stablelm".split()
+}
 """model_type -> module."""
 
 
-def build_model(config: Mapping[str, Any], naming: TensorNaming) -> tuple[ModelSpec, tuple[Parameter, ...]]:
+def build_model(
+    config: Mapping[str, Any],
+    naming: TensorNaming,
+    *,
+    tensors: Container[str] = frozenset(),
+    context_tokens: int | None = None,
+) -> tuple[ModelSpec, tuple[Parameter, ...]]:
     """What the model computes, and where its weights stand in the checkpoint.
+
+    `tensors` are the names in the checkpoint: where a family's checkpoints call things differently, they
+    decide. `context_tokens` is the context the user asked for: rope scalings that depend on the length are
+    fixed for it.
 
     Raises UnsupportedConfigError (naming the key) for a family or feature we cannot compute exactly, and
     ModelFormatError for a malformed value.
@@ -44,16 +58,9 @@ def build_model(config: Mapping[str, Any], naming: TensorNaming) -> tuple[ModelS
             remedy="Choose a model of a supported family; code from the checkpoint is never run.",
             key="model_type",
         )
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
-        raise UnsupportedConfigError(
-            f"the checkpoint is already quantized by {method!r}, whose numbers Octavo cannot read yet",
-            remedy="Use the full-precision checkpoint of the same model, or a GGUF of it in Q8_0 or Q4_1.",
-            key="quantization_config",
-        )
     family = import_module(_FAMILIES[model_type])
-    reader = ConfigReader(config, model_type)
+    reader = ConfigReader(config, model_type, context_tokens=context_tokens)
+    reader.raw("quantization_config")  # of the weights' storage: read by octavo.quant.checkpoint
     spec: ModelSpec = family.build(reader)
     reader.finish()
-    return spec, parameters(spec, family.NAMES, naming)
+    return spec, parameters(spec, family.NAMES, naming, tensors)

@@ -1,16 +1,39 @@
 """From a `ModelSpec` to its `Parameter`s: where each tensor stands in a checkpoint of either naming.
 
-What families share is here; a family adds only what its norms are called and how GGUF stores them.
+What families share is here; a family adds only what it calls otherwise and how GGUF stores it.
+Shape letters: N output rows, K input columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from octavo.models.parameters import Parameter
-from octavo.models.spec import LayerSpec, ModelSpec, Norm
+from octavo.models.spec import Attention, FeedForward, LayerSpec, ModelSpec, MoE, Norm
 from octavo.types import TensorNaming
+
+PRE_NORMS: tuple[Mapping[str, str], Mapping[str, str]] = (
+    {"pre_mixer": "input_layernorm", "pre_ffn": "post_attention_layernorm"},
+    {"pre_mixer": "attn_norm", "pre_ffn": "ffn_norm"},
+)
+"""Norms of Llama and its kin, in Hugging Face's names and in GGUF's."""
+PRE_AND_POST_NORMS: tuple[Mapping[str, str], Mapping[str, str]] = (
+    {
+        "pre_mixer": "input_layernorm",
+        "post_mixer": "post_attention_layernorm",
+        "pre_ffn": "pre_feedforward_layernorm",
+        "post_ffn": "post_feedforward_layernorm",
+    },
+    {
+        "pre_mixer": "attn_norm",
+        "post_mixer": "post_attention_norm",
+        "pre_ffn": "ffn_norm",
+        "post_ffn": "post_ffw_norm",
+    },
+)
+"""The same of Gemma 2, and of others with a norm after a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +46,19 @@ class FamilyNames:
     """llama.cpp's converter stores q and k with rotary pairs adjacent for these families."""
     gguf_adds_norm_offset: bool = False
     """llama.cpp's converter adds the norm's offset (Gemma's 1 + w) into the stored weight."""
+    adjacent_rotary_pairs: bool = False
+    """The family itself turns dims (2i, 2i + 1) of a head: q and k are put in order from any checkpoint."""
+    huggingface: Mapping[str, str] = field(default_factory=dict)
+    gguf: Mapping[str, str] = field(default_factory=dict)
+    """Projections with other names than usual. Those of one name are rows of one tensor, in our order."""
+    huggingface_roots: tuple[tuple[str, str], ...] = (("model.", "lm_head"),)
+    """(prefix of everything but the head, name of the head), the likeliest first."""
 
 
 _HUGGINGFACE = {
-    "embedding": "model.embed_tokens",
-    "final_norm": "model.norm",
-    "head": "lm_head",
-    "layer": "model.layers.{}.",
+    "embedding": "embed_tokens",
+    "final_norm": "norm",
+    "layer": "layers.{}.",
     "mixer.q": "self_attn.q_proj",
     "mixer.k": "self_attn.k_proj",
     "mixer.v": "self_attn.v_proj",
@@ -39,11 +68,21 @@ _HUGGINGFACE = {
     "ffn.gate": "mlp.gate_proj",
     "ffn.up": "mlp.up_proj",
     "ffn.down": "mlp.down_proj",
+    "ffn.router": "mlp.gate",
+    "ffn.experts.gate": "mlp.experts.{}.gate_proj.weight",
+    "ffn.experts.up": "mlp.experts.{}.up_proj.weight",
+    "ffn.experts.down": "mlp.experts.{}.down_proj.weight",
 }
+_STACKED_EXPERTS = {
+    "ffn.router": "mlp.gate",
+    "ffn.experts.gate": "mlp.experts.gate_up_proj",
+    "ffn.experts.up": "mlp.experts.gate_up_proj",
+    "ffn.experts.down": "mlp.experts.down_proj",
+}
+"""What transformers 5 calls them in memory: one tensor [experts, N, K] for all. Checkpoints may have either."""
 _GGUF = {
     "embedding": "token_embd",
     "final_norm": "output_norm",
-    "head": "output",
     "layer": "blk.{}.",
     "mixer.q": "attn_q",
     "mixer.k": "attn_k",
@@ -54,66 +93,135 @@ _GGUF = {
     "ffn.gate": "ffn_gate",
     "ffn.up": "ffn_up",
     "ffn.down": "ffn_down",
+    "ffn.router": "ffn_gate_inp",
+    "ffn.experts.gate": "ffn_gate_exps.weight",
+    "ffn.experts.up": "ffn_up_exps.weight",
+    "ffn.experts.down": "ffn_down_exps.weight",
 }
 
 
-def parameters(spec: ModelSpec, names: FamilyNames, naming: TensorNaming) -> tuple[Parameter, ...]:
-    """All parameters of the model, embedding first, then layer by layer, head last."""
-    return tuple(_Lister(spec, names, naming).all())
+def parameters(
+    spec: ModelSpec, names: FamilyNames, naming: TensorNaming, tensors: Container[str] = frozenset()
+) -> tuple[Parameter, ...]:
+    """All parameters of the model, embedding first, then layer by layer, head last.
+
+    `tensors` are the names in the checkpoint, which decide where a family's checkpoints differ; without them
+    the usual ones are meant.
+    """
+    return tuple(_Lister(spec, names, naming, tensors).all())
+
+
+@dataclass(frozen=True, slots=True)
+class _Projection:
+    name: str
+    rows: int
+    heads: int | None = None
+    """`Parameter.unpermute_heads`."""
 
 
 class _Lister:
-    def __init__(self, spec: ModelSpec, names: FamilyNames, naming: TensorNaming) -> None:
+    def __init__(
+        self, spec: ModelSpec, names: FamilyNames, naming: TensorNaming, tensors: Container[str]
+    ) -> None:
         self.spec = spec
+        self.tensors = tensors
         self.gguf = naming == "gguf"
-        self.names = _GGUF if self.gguf else _HUGGINGFACE
+        self.names = {**_GGUF, **names.gguf} if self.gguf else {**_HUGGINGFACE, **names.huggingface}
         self.norms = names.gguf_norms if self.gguf else names.huggingface_norms
-        self.permutes_qk = self.gguf and names.gguf_permutes_qk
+        self.permutes_qk = names.adjacent_rotary_pairs or (self.gguf and names.gguf_permutes_qk)
         self.adds_offset = self.gguf and names.gguf_adds_norm_offset
+        self.root, self.head = ("", "output") if self.gguf else self.choose_root(names.huggingface_roots)
+
+    def choose_root(self, roots: Sequence[tuple[str, str]]) -> tuple[str, str]:
+        embedding = f"{self.names['embedding']}.weight"
+        return next((root for root in roots if root[0] + embedding in self.tensors), roots[0])
 
     def all(self) -> Iterator[Parameter]:
         spec = self.spec
         table = (spec.vocab_size, spec.hidden_size)
-        yield Parameter("embedding.weight", table, "embedding", self.names["embedding"] + ".weight")
+        source = f"{self.root}{self.names['embedding']}.weight"
+        yield Parameter("embedding.weight", table, "embedding", source)
         for index, layer in enumerate(spec.layers):
-            yield from self.layer(layer, f"layers.{index}.", self.names["layer"].format(index))
-        yield from self.norm(spec.final_norm, spec.hidden_size, "final_norm", self.names["final_norm"])
+            yield from self.layer(layer, f"layers.{index}.", self.root + self.names["layer"].format(index))
+        final = self.root + self.names["final_norm"]
+        yield from self.norm(spec.final_norm, spec.hidden_size, "final_norm", final)
         if not spec.tied_head:
-            yield Parameter("head.weight", table, "matrix", self.names["head"] + ".weight")
+            yield Parameter("head.weight", table, "matrix", self.head + ".weight")
         if spec.head_bias:
-            yield Parameter("head.bias", table[:1], "vector", self.names["head"] + ".bias")
+            yield Parameter("head.bias", table[:1], "vector", self.head + ".bias")
 
     def layer(self, layer: LayerSpec, ours: str, theirs: str) -> Iterator[Parameter]:
-        hidden, mixer, ffn = self.spec.hidden_size, layer.mixer, layer.ffn
-        q, kv = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
+        hidden = self.spec.hidden_size
         yield from self.norm(layer.norms.pre_mixer, hidden, ours + "norms.pre_mixer", theirs)
+        yield from self.mixer(layer.mixer, ours, theirs)
+        yield from self.norm(layer.norms.post_mixer, hidden, ours + "norms.post_mixer", theirs)
+        yield from self.norm(layer.norms.pre_ffn, hidden, ours + "norms.pre_ffn", theirs)
+        yield from self.feed_forward(layer.ffn, ours, theirs)
+        yield from self.norm(layer.norms.post_ffn, hidden, ours + "norms.post_ffn", theirs)
+
+    def mixer(self, mixer: Attention, ours: str, theirs: str) -> Iterator[Parameter]:
+        hidden, q = self.spec.hidden_size, mixer.heads * mixer.head_dim
+        kv = mixer.kv_heads * mixer.head_dim
         heads = (mixer.heads, mixer.kv_heads) if self.permutes_qk else (None, None)
-        yield from self.linear(ours, theirs, "mixer.q", (q, hidden), mixer.qkv_bias, heads[0])
-        yield from self.linear(ours, theirs, "mixer.k", (kv, hidden), mixer.qkv_bias, heads[1])
-        yield from self.linear(ours, theirs, "mixer.v", (kv, hidden), mixer.qkv_bias)
+        qkv = [
+            _Projection("mixer.q", q, heads[0]),
+            _Projection("mixer.k", kv, heads[1]),
+            _Projection("mixer.v", kv),
+        ]
+        yield from self.linears(ours, theirs, qkv, hidden, mixer.qkv_bias)
         if mixer.qk_norm is not None:
             full = mixer.qk_norm_scope == "full"
             for name, width in (("mixer.q_norm", q), ("mixer.k_norm", kv)):
                 source = theirs + self.names[name]
                 yield from self.norm(mixer.qk_norm, width if full else mixer.head_dim, ours + name, source)
-        yield from self.linear(ours, theirs, "mixer.o", (hidden, q), mixer.output_bias)
-        yield from self.norm(layer.norms.post_mixer, hidden, ours + "norms.post_mixer", theirs)
-        yield from self.norm(layer.norms.pre_ffn, hidden, ours + "norms.pre_ffn", theirs)
-        if ffn.gated:
-            yield from self.linear(ours, theirs, "ffn.gate", (ffn.hidden_size, hidden), ffn.bias)
-        yield from self.linear(ours, theirs, "ffn.up", (ffn.hidden_size, hidden), ffn.bias)
-        yield from self.linear(ours, theirs, "ffn.down", (hidden, ffn.hidden_size), ffn.bias)
-        yield from self.norm(layer.norms.post_ffn, hidden, ours + "norms.post_ffn", theirs)
+        yield from self.linears(ours, theirs, [_Projection("mixer.o", hidden)], q, mixer.output_bias)
 
-    def linear(
-        self, ours: str, theirs: str, name: str, shape: tuple[int, int], bias: bool, heads: int | None = None
+    def feed_forward(self, ffn: FeedForward, ours: str, theirs: str) -> Iterator[Parameter]:
+        hidden = self.spec.hidden_size
+        if isinstance(ffn, MoE):
+            yield from self.experts(ffn, ours, theirs)
+            return
+        up = [_Projection("ffn.gate", ffn.hidden_size)] if ffn.gated else []
+        up.append(_Projection("ffn.up", ffn.hidden_size))
+        yield from self.linears(ours, theirs, up, hidden, ffn.bias)
+        yield from self.linears(ours, theirs, [_Projection("ffn.down", hidden)], ffn.hidden_size, ffn.bias)
+
+    def experts(self, ffn: MoE, ours: str, theirs: str) -> Iterator[Parameter]:
+        hidden, names = self.spec.hidden_size, self.names
+        if not self.gguf and theirs + _STACKED_EXPERTS["ffn.experts.down"] in self.tensors:
+            names = names | _STACKED_EXPERTS
+        source = f"{theirs}{names['ffn.router']}.weight"
+        yield Parameter(f"{ours}ffn.router.weight", (ffn.experts, hidden), "router", source)
+        shapes = {"gate": (ffn.hidden_size, hidden), "up": (ffn.hidden_size, hidden)}
+        shapes["down"] = (hidden, ffn.hidden_size)
+        sources = {part: theirs + names[f"ffn.experts.{part}"] for part in shapes}
+        for expert in range(ffn.experts):
+            taken: Counter[str] = Counter()
+            for part, shape in shapes.items():
+                source, name = sources[part], f"{ours}ffn.experts.{expert}.{part}.weight"
+                if "{}" in source:
+                    yield Parameter(name, shape, "matrix", source.format(expert))
+                    continue
+                an_expert = sum(shapes[other][0] for other in shapes if sources[other] == source)
+                first = expert * an_expert + taken[source]
+                taken[source] += shape[0]
+                yield Parameter(name, shape, "matrix", source, rows=(first, first + shape[0]))
+
+    def linears(
+        self, ours: str, theirs: str, projections: Sequence[_Projection], columns: int, bias: bool
     ) -> Iterator[Parameter]:
-        source = theirs + self.names[name]
-        yield Parameter(f"{ours}{name}.weight", shape, "matrix", f"{source}.weight", unpermute_heads=heads)
-        if bias:
-            yield Parameter(
-                f"{ours}{name}.bias", shape[:1], "vector", f"{source}.bias", unpermute_heads=heads
-            )
+        """Weights and biases of projections of the same input."""
+        shared = Counter(self.names[projection.name] for projection in projections)
+        taken: Counter[str] = Counter()
+        for projection in projections:
+            stem, count = self.names[projection.name], projection.rows
+            first = taken[stem]
+            taken[stem] += count
+            rows = (first, first + count) if shared[stem] > 1 else None
+            name, source, heads = ours + projection.name, theirs + stem, projection.heads
+            yield Parameter(f"{name}.weight", (count, columns), "matrix", f"{source}.weight", rows, heads)
+            if bias:
+                yield Parameter(f"{name}.bias", (count,), "vector", f"{source}.bias", rows, heads)
 
     def norm(self, norm: Norm | None, width: int, ours: str, theirs: str) -> Iterator[Parameter]:
         """`theirs` is the full source name, or the layer's prefix for one of the four layer norms."""

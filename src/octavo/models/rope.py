@@ -1,107 +1,166 @@
-"""Rotary embedding from a config: frequencies fixed once, with their scaling, at load.
+"""Positions from a config: rotary embedding with its scaling, fixed once at load, and the longest context.
 
-Formulas are those of transformers' `modeling_rope_utils`, computed in float32 as there. Kinds we cannot
-say yet are refused by name.
+Takes both spellings: `rope_parameters` (transformers 5, also one object a layer type) and `rope_theta` with
+`rope_scaling` (before). The formulas are rope_scaling.py's. Kinds and parameters we do not know are refused
+by name.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from octavo.errors import ModelFormatError, UnsupportedConfigError
 from octavo.models.config_reader import ConfigReader
+from octavo.models.rope_scaling import SCALINGS, ScalingInputs
 from octavo.models.spec import Rope, RopeKind
 
-
-def read_rope(config: ConfigReader, head_dim: int, default_base: float) -> Rope:
-    """The rope of a config that has one for all layers.
-
-    Takes `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (before), and
-    `partial_rotary_factor`.
-    """
-    parameters: Any = config.raw("rope_parameters") or config.raw("rope_scaling") or {}
-    if not isinstance(parameters, Mapping):
-        raise config.unsupported("rope_scaling", "is not an object")
-    base = parameters.get("rope_theta", config.raw("rope_theta", default_base))
-    partial = parameters.get("partial_rotary_factor", config.raw("partial_rotary_factor", 1.0))
-    rotary_dim = int(head_dim * _number("partial_rotary_factor", partial))
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    return make_rope(kind, _number("rope_theta", base), rotary_dim, parameters)
+_READ_HERE = frozenset(
+    {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
+)
+_REACHES_FURTHER = ("dynamic", "yarn")
+"""Scalings that are added to a config whose length stays what it was: it then reaches `factor` times as far."""
+_MAX_TOKENS = 1 << 31
 
 
-def make_rope(kind: object, base: float, rotary_dim: int, parameters: Mapping[str, Any]) -> Rope:
-    """Raises UnsupportedConfigError for a kind or a parameter we do not know, ModelFormatError for a bad value."""
-    if not isinstance(kind, str) or kind not in _SCALINGS:
-        raise UnsupportedConfigError(
-            f"rope type {kind!r:.80} is not supported (known: {', '.join(_SCALINGS)})",
-            remedy="Choose a checkpoint with another rope scaling.",
-            key="rope_scaling",
-        )
-    if rotary_dim < 2 or rotary_dim % 2:
-        raise ModelFormatError(
-            f"rope rotates {rotary_dim} dims of each head; expected an even number of at least 2",
-            remedy="Compare the checkpoint's config.json with the original.",
-        )
-    scale, known = _SCALINGS[kind]
-    inert = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-    for key, value in parameters.items():
-        if key not in inert and key not in known and value is not None:
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """What a config says of positions, for layers that share a rope."""
+
+    config: ConfigReader
+    key: str
+    """Where the parameters stand in the config."""
+    parameters: Mapping[str, Any]
+    kind: Any
+    """A key of `SCALINGS`, once `rope` has accepted it."""
+    base: float
+    partial: float
+    """Share of a head's dims that is rotated."""
+    max_position_tokens: int
+    original_tokens: int
+    """The length the model was trained on before its context was extended."""
+
+    def rope(self, head_dim: int) -> Rope:
+        """Raises UnsupportedConfigError for a kind or a parameter we do not know, ModelFormatError for a bad
+        value."""
+        if not isinstance(self.kind, str) or self.kind not in SCALINGS:
             raise UnsupportedConfigError(
-                f"rope type {kind!r} has a parameter {key!r} = {value!r} that is not known to compute with",
+                f"rope type {self.kind!r:.80} is not supported (known: {', '.join(SCALINGS)})",
                 remedy="Choose a checkpoint with another rope scaling.",
-                key=f"rope_scaling.{key}",
+                key=self.key,
             )
-    exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
-    with np.errstate(all="ignore"):
-        frequencies = np.float32(1.0) / np.power(np.float32(base), exponents)
-        scaled = scale(frequencies, {key: _number(key, parameters.get(key)) for key in known})
-    if not np.isfinite(scaled).all():
-        raise ModelFormatError(
-            f"rope frequencies of type {kind!r} with base {base:g} are not finite",
-            remedy="Compare the checkpoint's config.json with the original.",
+        rotary_dim = int(head_dim * self.partial)
+        if rotary_dim not in range(2, head_dim + 1, 2):
+            raise ModelFormatError(
+                f"rope rotates {rotary_dim} dims of each head; expected an even number from 2 to {head_dim}",
+                remedy="Compare the checkpoint's config.json with the original.",
+            )
+        inputs = ScalingInputs(
+            base=self.base,
+            rotary_dim=rotary_dim,
+            max_position_tokens=self.max_position_tokens,
+            original_tokens=self.original_tokens,
+            asked_tokens=self.config.context_tokens,
         )
-    rope_kind: RopeKind = kind  # type: ignore[assignment]  # a key of _SCALINGS is one
-    return Rope(rope_kind, base, rotary_dim, tuple(float(f) for f in scaled.astype(np.float32)))
+        values = {key: value for key, value in self.parameters.items() if key not in _READ_HERE}
+        reader = self.config.beneath(self.key, values)
+        with np.errstate(all="ignore"):
+            scaled = SCALINGS[self.kind](inputs, reader)
+            computed = np.append(scaled.frequencies, scaled.attention_factor).astype(np.float32)
+        reader.finish()
+        if not np.isfinite(computed).all():
+            raise ModelFormatError(
+                f"rope frequencies of type {self.kind!r} with base {self.base:g} are not finite",
+                remedy="Compare the checkpoint's config.json with the original.",
+            )
+        kind: RopeKind = self.kind  # type: ignore[assignment]  # a key of SCALINGS is one
+        frequencies = tuple(float(f) for f in scaled.frequencies.astype(np.float32))
+        return Rope(kind, self.base, rotary_dim, frequencies, scaled.attention_factor, scaled.reason)
+
+    @property
+    def max_context_tokens(self) -> int:
+        """The longest context: what the config promises, or what its scaling was added to reach."""
+        if self.kind not in _REACHES_FURTHER:
+            return self.max_position_tokens
+        factor = self.config.beneath(self.key, self.parameters).positive("factor", 1.0)
+        reached = factor * (self.original_tokens if self.kind == "yarn" else self.max_position_tokens)
+        return max(self.max_position_tokens, int(min(reached, _MAX_TOKENS)))
 
 
-def _default(frequencies: np.ndarray, _: Mapping[str, float]) -> np.ndarray:
-    return frequencies
+def read_positions(
+    config: ConfigReader, *, base: float = 10000.0, max_position: int = 2048, partial: float | None = None
+) -> Positions:
+    """Of a config with one rope for all its layers.
+
+    The arguments are the family's defaults; `partial` None: the family rotates whole heads, and a config that
+    says otherwise is refused.
+    """
+    key, parameters = _parameters(config)
+    return _positions(config, key, parameters, ("rope_theta", base), max_position, partial)
 
 
-def _linear(frequencies: np.ndarray, parameters: Mapping[str, float]) -> np.ndarray:
-    return frequencies / np.float32(parameters["factor"])
+def read_positions_by_type(
+    config: ConfigReader, *, bases: Mapping[str, tuple[str | None, float]], max_position: int
+) -> dict[str, Positions]:
+    """Of a config with a rope for each type of layer, by type.
+
+    `bases`: type -> (the key that held its base before `rope_parameters`, if any, and the base by default).
+    Scaling in the old spelling is for full attention only.
+    """
+    if config.has("rope_scaling") and config.has("rope_parameters"):
+        raise config.unsupported("rope_scaling", "stands beside rope_parameters")
+    key, parameters = _parameters(config)
+    by_type = {layer_type: parameters.get(layer_type) or {} for layer_type in bases}
+    if not any(layer_type in parameters for layer_type in bases):
+        by_type["full_attention"] = parameters
+    elif parameters.keys() - bases.keys() or not all(isinstance(p, Mapping) for p in by_type.values()):
+        raise config.unsupported(key, f"does not name the types of layers: {', '.join(bases)}")
+    return {
+        layer_type: _positions(config, f"{key}.{layer_type}", by_type[layer_type], base, max_position, None)
+        for layer_type, base in bases.items()
+    }
 
 
-def _llama3(frequencies: np.ndarray, parameters: Mapping[str, float]) -> np.ndarray:
-    """Llama 3.1: long wavelengths are divided by `factor`, short ones kept, those between blended."""
-    factor = parameters["factor"]
-    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-    original = parameters["original_max_position_embeddings"]
-    wavelengths = 2 * math.pi / frequencies
-    blend = (original / wavelengths - low) / (high - low)
-    smooth = (1 - blend) * frequencies / factor + blend * frequencies
-    scaled = np.where(wavelengths > original / low, frequencies / factor, smooth)
-    return np.where(wavelengths < original / high, frequencies, scaled)
+def _parameters(config: ConfigReader) -> tuple[str, Mapping[str, Any]]:
+    """The object with the parameters, and its key. transformers, too, prefers the old spelling."""
+    scaling, parameters = config.raw("rope_scaling"), config.raw("rope_parameters")
+    key = "rope_scaling" if scaling else "rope_parameters"
+    found = scaling or parameters or {}
+    if not isinstance(found, Mapping):
+        raise config.unsupported(key, "is not an object")
+    return key, found
 
 
-_SCALINGS = {
-    "default": (_default, ()),
-    "linear": (_linear, ("factor",)),
-    "llama3": (
-        _llama3,
-        ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    ),
-}
-
-
-def _number(key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ModelFormatError(
-            f"rope parameter {key} is {value!r:.80}; expected a number above 0",
-            remedy="Compare the checkpoint's config.json with the original.",
+def _positions(
+    config: ConfigReader,
+    key: str,
+    parameters: Mapping[str, Any],
+    base: tuple[str | None, float],
+    max_position: int,
+    partial: float | None,
+) -> Positions:
+    reader = config.beneath(key, parameters)
+    old_key, base_default = base
+    config.raw("partial_rotary_factor")
+    place = reader if reader.has("partial_rotary_factor") else config
+    share = place.positive("partial_rotary_factor", partial or 1.0)
+    if partial is None and share != 1.0:
+        raise place.unsupported(
+            "partial_rotary_factor", "rotates a part of each head, which this family does not"
         )
-    return float(value)
+    most = config.integer("max_position_embeddings", max_position)
+    return Positions(
+        config=config,
+        key=key,
+        parameters=parameters,
+        kind=parameters.get("rope_type", parameters.get("type", "default")),
+        base=reader.positive(
+            "rope_theta", base_default if old_key is None else config.positive(old_key, base_default)
+        ),
+        partial=share,
+        max_position_tokens=most,
+        original_tokens=reader.integer("original_max_position_embeddings", most),
+    )

@@ -25,6 +25,7 @@ class Norm:
     bias: bool = False
 
 
+Activation = Literal["silu", "gelu", "gelu_tanh"]
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
 
@@ -43,6 +44,8 @@ class Rope:
     """Leading dims of each head that are rotated; the rest pass through (partial rotary)."""
     inverse_frequencies: tuple[float, ...]
     attention_factor: float = 1.0
+    reason: str = ""
+    """What a scaling that depends on the length was fixed for, in words; "" where it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class DenseMLP:
     """down(act(gate(x)) * up(x)), or down(act(up(x))) where not gated. Parameters: gate, up, down."""
 
     hidden_size: int
-    activation: Literal["silu", "gelu", "gelu_tanh"]
+    activation: Activation
     gated: bool = True
     bias: bool = False
 
@@ -88,13 +91,13 @@ class MoE:
     experts_per_token: int
     hidden_size: int
     """Of each expert."""
-    activation: Literal["silu", "gelu", "gelu_tanh"]
+    activation: Activation
     normalized: bool
     """Whether the weights of the taken experts are divided by their sum."""
 
 
 Mixer = Attention
-FeedForward = DenseMLP
+FeedForward = DenseMLP | MoE
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A dense decoder: embedding -> layers -> final norm -> head.
+    """A decoder: embedding -> layers -> final norm -> head.
 
     `max_context_tokens` is the length the config promises. `vocab_size` is the width of the logits,
     which may exceed the tokenizer's.

@@ -1,16 +1,17 @@
 """Formats: how a weight matrix is stored in few bits, and exactly what weights the stored numbers mean.
 
-`format.py` is the contract; `plain.py` and `affine.py` the formats; `stored.py` those of checkpoints. A new
-format is registered here.
+`format.py` is the contract; `plain.py`, `affine.py` and `codebook.py` the formats; `stored.py` and
+`ggml_blocks.py` those of checkpoints. A new format is registered here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from octavo.errors import InvalidParameterError, ModelFormatError
-from octavo.quant.affine import INT8, LLM_INT8, Q4_1, Q8_0
+from octavo.quant.affine import INT4, INT8, LLM_INT8, Affine
+from octavo.quant.codebook import NF4, Codebook
 from octavo.quant.format import Format
 from octavo.quant.logical_layout import REF1
 from octavo.quant.plain import Plain
@@ -18,13 +19,13 @@ from octavo.quant.stored import split_stored, stored_format
 
 __all__ = ["REF1", "format_from_manifest", "format_named", "split_stored", "stored_format"]
 
-_NAMED: Mapping[str, Format] = {known.name: known for known in (INT8, LLM_INT8)}
+_NAMED: Mapping[str, Format] = {known.name: known for known in (INT8, LLM_INT8, INT4, NF4)}
 
-_KNOWN: tuple[Format, ...] = (Plain("f32"), Plain("f16"), Plain("bf16"), INT8, LLM_INT8, Q8_0, Q4_1)
+_KINDS: Mapping[Any, Callable[..., Format]] = {"plain": Plain, "affine": Affine, "codebook": Codebook}
 
 
 def format_named(name: str) -> Format:
-    """The format a user names: int8 or llm-int8.
+    """The format a user names: int8, llm-int8, int4 or nf4.
 
     "auto" and "none" are no formats: they depend on the checkpoint (`octavo.weights.choose_formats`). Raises
     InvalidParameterError.
@@ -40,11 +41,12 @@ def format_named(name: str) -> Format:
 
 
 def format_from_manifest(description: Mapping[str, Any]) -> Format:
-    """The inverse of `Format.to_manifest`. Raises ModelFormatError where it describes no known format."""
-    for known in _KNOWN:
-        if known.to_manifest() == description:
-            return known
-    raise ModelFormatError(
-        f"unknown weight format {dict(description)}",
-        remedy="Remove the packed weights with: octavo cache prune --all",
-    )
+    """The inverse of `Format.to_manifest`. Raises ModelFormatError where it describes no format."""
+    fields = {key: value for key, value in description.items() if key != "kind"}
+    try:
+        return _KINDS[description["kind"]](**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFormatError(
+            f"unknown weight format {dict(description)}",
+            remedy="Remove the packed weights with: octavo cache prune --all",
+        ) from error

@@ -4,12 +4,14 @@ A format is an object stored with the weights, never guessed from a name. Arrays
 layout (rows of the matrix, in order; layout id `ref-1`); a runner's own layout is made from these.
 Shape letters: N output rows, K input columns, G group size; groups = ceil(K / G).
 
-| format   | arrays                                                                        | weight =           |
-|----------|-------------------------------------------------------------------------------|--------------------|
-| plain    | values [N, K] f32 / f16 / bf16 (as uint16 bit patterns)                       | values             |
-| affine 8 | codes int8 [N, K]; scales [N, groups]; minimums or zeros [N, groups] or none  | see `Affine`       |
-| affine 4 | codes uint8 [N, ceil(K / 2)], low nibble = even column; the rest as above     |                    |
-| codebook | codes as affine; absmax [N, groups] (flat), table [16 | 256]                  | table[code] absmax |
+| format   | arrays                                                                    | weight =                |
+|----------|---------------------------------------------------------------------------|-------------------------|
+| plain    | values [N, K] f32 / f16 / bf16 (as uint16 bit patterns)                   | values                  |
+| affine 8 | codes int8 [N, K]; scales [N, groups]; minimums or zeros, or none         | see `Affine`            |
+| affine 4 | codes uint8 [N, ceil(K / 2)], low nibble = even column; the rest as above |                         |
+| codebook | codes uint8 as affine's, [N, K] at 8 bits; scales [N, groups]             | table[code] * scale     |
+
+Two-level scales have a float16 every 256 columns beside them: `octavo.quant.scales`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ Packed = Mapping[str, "np.ndarray"]
 
 
 class Format(Protocol):
-    """A frozen dataclass (Plain, Affine, later Codebook); runners dispatch on its class and fields."""
+    """A frozen dataclass (Plain, Affine, Codebook); runners dispatch on its class and fields."""
 
     @property
     def name(self) -> str:

@@ -29,6 +29,10 @@ class Plain:
 
     dtype: PlainDtype
 
+    def __post_init__(self) -> None:
+        if self.dtype not in STORED_DTYPES:
+            raise ValueError(f"no plain format is {self.dtype!r}")
+
     @property
     def name(self) -> str:
         return self.dtype

@@ -1,23 +1,26 @@
 """How weights become codes: one function for each published rule, bit-equal to the library that set it.
 
 Each takes a block [n, groups, G] of float32 weights (K columns a row, zero beyond them), overwrites it with
-the codes as whole floats, and returns the scales to store and the minimums, or None, as [n, groups].
+the codes as whole floats, and returns the other arrays of the format by name: [n, groups], or [n, supers].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
 
 from octavo.errors import ModelFormatError
+from octavo.quant.scale_search import search_scales
 
-Rule = Callable[[np.ndarray, int], tuple[np.ndarray, "np.ndarray | None"]]
+Rule = Callable[[np.ndarray, int], dict[str, np.ndarray]]
+RuleName = Literal["stored-scale", "bitsandbytes", "ggml", "search"]
 
 _GGML_BLOCK = 32
 
 
-def _stored_scale(grouped: np.ndarray, columns: int) -> tuple[np.ndarray, None]:
+def _stored_scale(grouped: np.ndarray, columns: int) -> dict[str, np.ndarray]:
     """Symmetric codes -127..127 with float16 scales; each code is the nearest for the scale as stored."""
     largest = _absmax(grouped)
     _require_finite(largest)
@@ -34,10 +37,10 @@ def _stored_scale(grouped: np.ndarray, columns: int) -> tuple[np.ndarray, None]:
     divisors = np.where(scales == 0, np.float32(1), scales.astype(np.float32))
     grouped /= divisors[..., None]
     np.rint(grouped, out=grouped)
-    return scales, None
+    return {"scales": scales}
 
 
-def _bitsandbytes(grouped: np.ndarray, columns: int) -> tuple[np.ndarray, None]:
+def _bitsandbytes(grouped: np.ndarray, columns: int) -> dict[str, np.ndarray]:
     """Linear8bitLt: cast to float16, then int8_vectorwise_quant: round(w * (127 / absmax)), ties to even.
 
     torch computes 127 / absmax as reciprocal times 127, in float32.
@@ -53,15 +56,16 @@ def _bitsandbytes(grouped: np.ndarray, columns: int) -> tuple[np.ndarray, None]:
     steps = 1 / np.where(largest == 0, np.float32(1), largest) * np.float32(127)
     grouped *= steps[..., None]
     np.rint(grouped, out=grouped)
-    return largest, None
+    return {"scales": largest}
 
 
-def _ggml_symmetric(grouped: np.ndarray, columns: int) -> tuple[np.ndarray, None]:
+def _ggml_symmetric(grouped: np.ndarray, columns: int) -> dict[str, np.ndarray]:
     """quantize_row_q8_0_ref of ggml-quants.c: codes for the float32 scale, halves away from zero."""
     _require_whole_blocks(columns)
     largest = _absmax(grouped)
     _require_finite(largest)
     scales = largest / 127
+    stored = _as_float16(scales)
     grouped *= _reciprocals(scales)[..., None]
     away = np.copysign(np.float32(0.5), grouped)
     # floor(|x|) + floor(2 * fraction), as roundf does: adding 0.5 first would round 0.49999997 up.
@@ -69,29 +73,32 @@ def _ggml_symmetric(grouped: np.ndarray, columns: int) -> tuple[np.ndarray, None
     grouped -= whole
     whole += np.where(np.abs(grouped) >= 0.5, 2 * away, 0)
     grouped[...] = whole
-    return _as_float16(scales), None
+    return {"scales": stored}
 
 
-def _ggml_minimum(grouped: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
+def _ggml_minimum(grouped: np.ndarray, columns: int) -> dict[str, np.ndarray]:
     """quantize_row_q4_1_ref of ggml-quants.c: codes 0..15 between a block's least and largest value."""
     _require_whole_blocks(columns)
     least, largest = grouped.min(axis=-1), grouped.max(axis=-1)
     _require_finite(least)
     _require_finite(largest)
-    scales = (largest - least) / 15
+    with np.errstate(over="ignore"):
+        scales = (largest - least) / 15
+    stored = {"scales": _as_float16(scales), "minimums": _as_float16(least)}
     grouped -= least[..., None]
     grouped *= _reciprocals(scales)[..., None]
     grouped += np.float32(0.5)
     np.trunc(grouped, out=grouped)
     np.minimum(grouped, 15, out=grouped)
-    return _as_float16(scales), _as_float16(least)
+    return stored
 
 
-RULES: Mapping[tuple[str, str], Rule] = {
+RULES: Mapping[tuple[RuleName, str], Rule] = {
     ("stored-scale", "none"): _stored_scale,
     ("bitsandbytes", "none"): _bitsandbytes,
     ("ggml", "none"): _ggml_symmetric,
     ("ggml", "minimum"): _ggml_minimum,
+    ("search", "minimum"): search_scales,
 }
 """By `Affine.rounding` and `Affine.zero`."""
 
@@ -102,7 +109,8 @@ def _absmax(grouped: np.ndarray) -> np.ndarray:
 
 
 def _reciprocals(scales: np.ndarray) -> np.ndarray:
-    zero = scales == 0
+    # Below 2**-126 the reciprocal may overflow; in float16 such a scale is 0 as well.
+    zero = scales < np.finfo(np.float32).tiny
     reciprocals: np.ndarray = np.where(zero, np.float32(0), 1 / np.where(zero, np.float32(1), scales))
     return reciprocals
 

@@ -244,7 +244,7 @@ class RunnerKind(Protocol):
         """Bytes this runner holds for one parameter once loaded, beside the packed cache's mapped pages."""
 
     def process_bytes(self, config: RunnerConfig) -> int:
-        """Anonymous memory of a process that has loaded what this runner imports, and no model."""
+        """A process that has loaded what this runner imports, and no model: its memory and its libraries' pages."""
 
     def activation_bytes(self, spec: ModelSpec, config: RunnerConfig) -> int:
         """Most bytes of activations, logits and workspaces in a step."""

@@ -10,7 +10,8 @@ from typing import Any
 from octavo.errors import IncompatibleModelError
 from octavo.sources.fingerprint import fingerprint, local_identity
 from octavo.sources.gguf import GGUFFile, read_gguf
-from octavo.sources.gguf_config import ROPE_FACTORS, config_from_gguf, generation_config_from_gguf
+from octavo.sources.gguf_config import config_from_gguf, generation_config_from_gguf
+from octavo.sources.gguf_rope import ROPE_FACTORS
 from octavo.types import ModelSource, TokenizerSource
 
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
@@ -33,7 +34,7 @@ def load_gguf(
         raise _split_error(path.name, parts)
     config = config_from_gguf(gguf)
     # The rope factors are no parameter: the config has taken them in.
-    tensors = {name: tensor for name, tensor in gguf.tensors.items() if name != ROPE_FACTORS}
+    tensors = {name: tensor for name, tensor in gguf.tensors.items() if name not in ROPE_FACTORS}
     template = gguf.metadata.get(_CHAT_TEMPLATE)
     return ModelSource(
         location=location,

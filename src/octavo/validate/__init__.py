@@ -5,6 +5,7 @@ names the field, what it was and what it may be. Nothing is cut, clamped or gues
 machine is `octavo.plan`'s question.
 """
 
+from octavo.validate.grammar import resolve_grammar
 from octavo.validate.limits import DEFAULT_LIMITS, Limits
 from octavo.validate.prompts import (
     resolve_max_new_tokens,
@@ -14,6 +15,8 @@ from octavo.validate.prompts import (
     validate_text,
 )
 from octavo.validate.sampling import (
+    BEAM_SEARCH_NAMES,
+    BEAM_SEARCH_REMEDY,
     SamplingDefaults,
     read_sampling_defaults,
     resolve_sampling,
@@ -23,10 +26,13 @@ from octavo.validate.settings import validate_settings
 from octavo.validate.tools import validate_template_options, validate_tools
 
 __all__ = [
+    "BEAM_SEARCH_NAMES",
+    "BEAM_SEARCH_REMEDY",
     "DEFAULT_LIMITS",
     "Limits",
     "SamplingDefaults",
     "read_sampling_defaults",
+    "resolve_grammar",
     "resolve_max_new_tokens",
     "resolve_sampling",
     "split_prompts",

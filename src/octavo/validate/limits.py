@@ -19,6 +19,13 @@ class Limits:
     stop_token_ids: int = 256
     logit_bias: int = 1024
     logprobs: int = 20
+    choices: int = 128
+    """n: answers to one prompt."""
+    grammar_bytes: int = 64 << 10
+    """UTF-8 bytes of a JSON schema, a regular expression or a Lark grammar."""
+    schema_depth: int = 32
+    """Objects and arrays inside each other in a JSON schema."""
+    logits_processors: int = 16
     tools: int = 128
     tool_bytes: int = 256 << 10
     """UTF-8 bytes of all definitions of tools as JSON, and of the arguments of one call."""

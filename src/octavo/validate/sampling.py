@@ -9,10 +9,28 @@ from typing import Any, TypeVar
 
 from octavo.errors import InvalidParameterError
 from octavo.settings import SamplingParams
-from octavo.types import Sampling
+from octavo.types import LogitsProcessor, Sampling
+from octavo.validate.grammar import resolve_grammar
 from octavo.validate.limits import DEFAULT_LIMITS, Limits
 from octavo.validate.settings import MAX_CONTEXT_TOKENS
 from octavo.validate.values import Range, at_most, flag, integer, not_unicode, shown, wrong
+
+BEAM_SEARCH_NAMES = (
+    "num_beams",
+    "best_of",
+    "use_beam_search",
+    "beam_width",
+    "length_penalty",
+    "num_beam_groups",
+    "diversity_penalty",
+    "early_stopping",
+)
+"""Fields of other programs that ask for beam search, which Octavo does not have."""
+
+BEAM_SEARCH_REMEDY = (
+    "Leave it out: there is no beam search. Take temperature 0 for the most probable tokens, or n for several "
+    "answers."
+)
 
 ValueT = TypeVar("ValueT")
 
@@ -100,12 +118,15 @@ def validate_sampling_params(
         "max_new_tokens": Range(int, 1, MAX_CONTEXT_TOKENS),
         "seed": Range(int, 0, MAX_SEED),
         "logprobs": Range(int, 0, limits.logprobs),
+        "prompt_logprobs": Range(int, 0, limits.logprobs),
+        "n": Range(int, 1, limits.choices),
     }
     values = {
         name: allowed.require(name, getattr(params, name))
         for name, allowed in ranges.items()
         if getattr(params, name) is not None
     }
+    grammar = resolve_grammar(params, limits=limits)
     return dataclasses.replace(
         params,
         **values,
@@ -113,6 +134,8 @@ def validate_sampling_params(
         stop=_stop_strings(params.stop, limits),
         stop_token_ids=_stop_token_ids(params.stop_token_ids, vocab_size, limits),
         ignore_eos=flag("ignore_eos", params.ignore_eos),
+        json_schema=None if grammar is None or params.json_schema is None else grammar.text,
+        logits_processors=_logits_processors(params.logits_processors, limits),
     )
 
 
@@ -194,3 +217,10 @@ def _token_id(parameter: str, value: object, vocab_size: int) -> int:
     if token_id is None or not 0 <= token_id < vocab_size:
         raise wrong(parameter, value, f"a token id from 0 to {vocab_size - 1}, this model's last")
     return token_id
+
+
+def _logits_processors(given: object, limits: Limits) -> tuple[LogitsProcessor, ...]:
+    if not isinstance(given, (tuple, list)) or not all(callable(each) for each in given):
+        raise wrong("logits_processors", given, "a list of functions (token_ids, logits) -> logits")
+    at_most("logits_processors", len(given), limits.logits_processors, "functions")
+    return tuple(given)

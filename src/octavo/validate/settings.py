@@ -8,7 +8,15 @@ from typing import get_args
 
 from octavo.devices import parse_device
 from octavo.errors import InvalidParameterError
-from octavo.settings import DtypeName, IsaName, QuantName, RunnerName, Settings
+from octavo.settings import (
+    ActivationsName,
+    DtypeName,
+    IsaName,
+    QuantName,
+    RunnerName,
+    Settings,
+    SpeculationName,
+)
 from octavo.validate.values import Range, flag, one_of, path, wrong
 
 MAX_CONTEXT_TOKENS = 1 << 24
@@ -27,11 +35,20 @@ def validate_settings(settings: object) -> Settings:
     one_of("dtype", settings.dtype, get_args(DtypeName))
     one_of("runner", settings.runner, get_args(RunnerName))
     one_of("isa", settings.isa, get_args(IsaName))
+    one_of("speculation", settings.speculation, get_args(SpeculationName))
     if settings.isa != "auto" and settings.runner == "reference":
         raise InvalidParameterError(
             f"isa {settings.isa} and runner reference contradict each other: only the CPU runner has one",
             remedy="Leave one of them out.",
             parameter="isa",
+        )
+    one_of("activations", settings.activations, get_args(ActivationsName))
+    if settings.activations != "int16" and settings.runner == "reference":
+        raise InvalidParameterError(
+            f"activations {settings.activations} and runner reference contradict each other: only the CPU runner"
+            " rounds them",
+            remedy="Leave one of them out.",
+            parameter="activations",
         )
     parse_device(settings.device)
     cache_dir = path("cache_dir", settings.cache_dir)
@@ -40,7 +57,7 @@ def validate_settings(settings: object) -> Settings:
         model=path("model", settings.model),
         revision=path("revision", settings.revision),
         context=_up_to(MAX_CONTEXT_TOKENS, "context", settings.context),
-        max_sequences=Range(int, 1, MAX_SEQUENCES).require("max_sequences", settings.max_sequences),
+        max_sequences=_up_to(MAX_SEQUENCES, "max_sequences", settings.max_sequences),
         threads=_up_to(MAX_THREADS, "threads", settings.threads),
         offline=flag("offline", settings.offline),
         cache_dir=None if cache_dir is None else Path(cache_dir),

@@ -5,12 +5,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 
-from octavo.quant.plain import Plain
+from octavo.quant.format import Format
+from octavo.runners.cpu.layout import encoding_of
 from octavo.runners.cpu.library import IsaName
+from octavo.settings import ActivationsName
 from octavo.weights import StoredBundle
 
 
-def kernel_names(weights: Mapping[str, StoredBundle], isa: IsaName) -> dict[str, str]:
+def kernel_names(
+    weights: Mapping[str, StoredBundle], isa: IsaName, activations: ActivationsName
+) -> dict[str, str]:
     """Part -> instruction set and arithmetic: "int8 linears" -> "AVX2, int16 activations", ..."""
     formats = {
         chosen.name: chosen
@@ -20,10 +24,18 @@ def kernel_names(weights: Mapping[str, StoredBundle], isa: IsaName) -> dict[str,
     }
     vectors = _vectors(isa)
     names = {
-        f"{name} linears": f"{vectors}, {'fp32' if isinstance(chosen, Plain) else 'int16'} activations"
+        f"{name} linears": f"{vectors}, {_activations(chosen, activations)} activations"
         for name, chosen in sorted(formats.items())
     }
     return names | {"attention": f"{vectors}, fp16 keys and values, fp32 sums"}
+
+
+def _activations(chosen: Format, asked: ActivationsName) -> str:
+    encoding = encoding_of(chosen, 64, 8)
+    assert encoding is not None
+    if encoding.group == 0:
+        return "fp32"
+    return asked if encoding.takes_int8 else "int16"
 
 
 def _vectors(isa: IsaName) -> str:

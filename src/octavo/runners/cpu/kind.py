@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from octavo.models.parameters import Parameter
-from octavo.models.spec import Attention, DenseMLP, ModelSpec
+from octavo.models.spec import Attention, DenseMLP, LayerSpec, ModelSpec, MoE
 from octavo.quant.format import Format, Layout
 from octavo.runners.base import Runner, RunnerConfig
 from octavo.runners.cpu import limits
 from octavo.runners.cpu.layout import CpuLayout, encoding_of
-from octavo.runners.cpu.library import ISA_NAMES, IsaName, NativeUnavailableError, native, supported_isas
+from octavo.runners.cpu.library import (
+    ISA_NAMES,
+    IsaName,
+    NativeUnavailableError,
+    native,
+    supported_isas,
+)
+from octavo.settings import ActivationsName
 
 if TYPE_CHECKING:
     from octavo.weights import WeightStore
@@ -21,12 +28,14 @@ _MOST_HEAD_DIM = 512
 
 
 class CpuRunnerKind:
-    """The C++ kernels. `isa` None: the best instruction set of this machine."""
+    """The C++ kernels. `isa` None: the best instruction set of this machine. `activations` int8 trades exactness for
+    prefill speed where the processor has an instruction for it: docs/performance.md."""
 
     name = "cpu"
 
-    def __init__(self, isa: IsaName | None = None) -> None:
+    def __init__(self, isa: IsaName | None = None, activations: ActivationsName = "int16") -> None:
         self._isa = isa
+        self._activations: ActivationsName = activations
 
     @property
     def layout(self) -> Layout:
@@ -72,7 +81,14 @@ class CpuRunnerKind:
     def create(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> Runner:
         from octavo.runners.cpu.runner import CpuRunner
 
-        return CpuRunner(spec, weights, config, isa=self.isa, threads=thread_count(config))
+        return CpuRunner(
+            spec,
+            weights,
+            config,
+            isa=self.isa,
+            threads=thread_count(config),
+            activations=self._activations,
+        )
 
 
 def thread_count(config: RunnerConfig) -> int:
@@ -80,12 +96,12 @@ def thread_count(config: RunnerConfig) -> int:
     return config.threads or os.cpu_count() or 1
 
 
-def _declines_layer(layer: object) -> str | None:
-    mixer, ffn = getattr(layer, "mixer", None), getattr(layer, "ffn", None)
+def _declines_layer(layer: LayerSpec) -> str | None:
+    mixer, ffn = layer.mixer, layer.ffn
     if not isinstance(mixer, Attention):
         return f"it has no kernels for {type(mixer).__name__}"
-    if not isinstance(ffn, DenseMLP):
+    if not isinstance(ffn, DenseMLP | MoE):
         return f"it has no kernels for {type(ffn).__name__}"
-    if mixer.head_dim % 8 or mixer.head_dim > _MOST_HEAD_DIM:
-        return f"heads of {mixer.head_dim} dims: it takes multiples of 8 up to {_MOST_HEAD_DIM}"
+    if mixer.head_dim > _MOST_HEAD_DIM:
+        return f"heads of {mixer.head_dim} dims: it takes up to {_MOST_HEAD_DIM}"
     return None

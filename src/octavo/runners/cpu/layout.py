@@ -1,8 +1,9 @@
 """Layouts `cpu-r8-1` and `cpu-r16-1`: rows of a matrix interleaved by 8 or 16, as csrc/kernels/linear.inc reads them.
 
-A matrix is a sequence of blocks of R rows, each: scales [groups, R], minimums [groups, R], padding to 64 bytes,
-then codes; every block starts at a multiple of 64 bytes. Which types a block holds follows from the format
-alone (`encoding_of`), so a reader needs no description beside the arrays.
+A matrix is a sequence of blocks of R rows, each: scales [groups, R], minimums [groups, R], of two-level ones the
+shared factors of both [ceil(K / 256), R], padding to 64 bytes, then codes; every block starts at a multiple of 64
+bytes. Which types a block holds follows from the format alone (`encoding_of`), so a reader needs no description
+beside the arrays.
 Shape letters: N output rows, K input columns, R rows of a block (`lanes`), G group size.
 """
 
@@ -16,9 +17,11 @@ import numpy as np
 
 from octavo.models.parameters import Parameter
 from octavo.quant.affine import BITSANDBYTES_STEP, Affine
+from octavo.quant.codebook import Codebook
 from octavo.quant.format import Bundle, Format, Packed
 from octavo.quant.plain import Plain
-from octavo.runners.cpu.library import Codec
+from octavo.quant.scales import SUPER_COLUMNS
+from octavo.runners.cpu.library import Codec, Numbers
 
 ALIGNMENT_BYTES = 64
 VECTORS = "vectors"
@@ -27,15 +30,12 @@ VECTORS = "vectors"
 _COLUMN_ORDER = np.array([0, 2, 1, 3])
 """Of 4 bytes of 8-bit codes: the low and the high bytes of 16-bit lanes are pairs of consecutive columns."""
 _ARRANGE_VALUES = 1 << 20
-_PLAIN_CODECS = {"f32": Codec.PLAIN_F32, "f16": Codec.PLAIN_F16, "bf16": Codec.PLAIN_BF16}
-_AFFINE_CODECS = {
-    (8, "f16", False): Codec.U8_F16,
-    (8, "f32", False): Codec.U8_F32,
-    (8, "f16", True): Codec.U8_F16_MIN,
-    (8, "f32", True): Codec.U8_F32_MIN,
-    (4, "f16", True): Codec.U4_F16_MIN,
-    (4, "f32", True): Codec.U4_F32_MIN,
+_NUMBER_BYTES = {Numbers.F16: 2, Numbers.F32: 4, Numbers.U8: 1, Numbers.I8: 1}
+_CODE_BITS = {
+    **{Codec.PLAIN_F32: 32, Codec.PLAIN_F16: 16, Codec.PLAIN_BF16: 16},
+    **{Codec.U8: 8, Codec.U8_MIN: 8, Codec.U4: 4, Codec.U4_MIN: 4, Codec.T4: 4},
 }
+_PLAIN_CODECS = {"f32": Codec.PLAIN_F32, "f16": Codec.PLAIN_F16, "bf16": Codec.PLAIN_BF16}
 _LAYER_MATRIX = re.compile(
     r"(layers\.\d+)\.(?:mixer|ffn(\.experts\.\d+)?)\.(q|k|v|o|gate|up|down|router)\.weight"
 )
@@ -56,29 +56,39 @@ class Encoding:
     """How the blocks of one matrix of K columns hold its weights."""
 
     codec: Codec
+    numbers: Numbers
+    """Of scales and minimums."""
     group: int
     """Columns a scale covers: a multiple of 16; of plain values 0."""
-    groups: int
+    columns: int
     padded_columns: int
     """K rounded up to whole vectors of codes and whole groups of activations."""
     lanes: int
 
     @property
-    def _table_bytes(self) -> int:
-        """Of the scales, and again of the minimums."""
-        return self.groups * self.lanes * (2 if "F16" in self.codec.name else 4)
+    def minimums(self) -> bool:
+        return self.codec in (Codec.U8_MIN, Codec.U4_MIN)
+
+    @property
+    def two_level(self) -> bool:
+        return self.numbers in (Numbers.U8, Numbers.I8)
+
+    @property
+    def takes_int8(self) -> bool:
+        """Whether int8 activations may be multiplied with it."""
+        return self.codec in (Codec.U8, Codec.U8_MIN) and self.group % 32 == 0
 
     @property
     def header_bytes(self) -> int:
         if self.group == 0:
             return 0
-        return _aligned(self._table_bytes * (2 if self.codec.name.endswith("_MIN") else 1))
+        a_lane = -(-self.columns // self.group) * _NUMBER_BYTES[self.numbers]
+        a_lane += 2 * -(-self.columns // SUPER_COLUMNS) if self.two_level else 0
+        return _aligned(a_lane * self.lanes * (2 if self.minimums else 1))
 
     @property
     def block_bytes(self) -> int:
-        plain_bits = {Codec.PLAIN_F32: 32, Codec.PLAIN_F16: 16, Codec.PLAIN_BF16: 16}
-        bits = plain_bits.get(self.codec, 4 if self.codec.name.startswith("U4") else 8)
-        return self.header_bytes + _aligned(self.padded_columns * self.lanes * bits // 8)
+        return self.header_bytes + _aligned(self.padded_columns * self.lanes * _CODE_BITS[self.codec] // 8)
 
     def nbytes(self, rows: int) -> int:
         return -(-rows // self.lanes) * self.block_bytes
@@ -87,16 +97,30 @@ class Encoding:
 def encoding_of(format: Format, columns: int, lanes: int) -> Encoding | None:
     """The encoding of a matrix of that many columns; None: the kernels have none for this format."""
     if isinstance(format, Plain):
-        return Encoding(_PLAIN_CODECS[format.dtype], 0, 0, columns, lanes)
-    if not isinstance(format, Affine):
+        return Encoding(_PLAIN_CODECS[format.dtype], Numbers.F32, 0, columns, columns, lanes)
+    if not isinstance(format, Affine | Codebook):
         return None
     group = _round_up(columns, 64) if format.group_size is None else format.group_size
-    scales = "f32" if format.scale_rule == "absmax" else format.scales
-    codec = _AFFINE_CODECS.get((format.bits, scales, format.zero == "minimum"))
-    if codec is None or group % 16:
+    if (
+        group % 16
+        or (isinstance(format, Affine) and format.ordered)
+        or (isinstance(format, Codebook) and format.bits != 4)
+    ):
         return None
+    codec, numbers = _affine_codec(format) if isinstance(format, Affine) else (Codec.T4, _numbers_of(format))
     padded = _round_up(columns, next(n for n in (64, 32, 16) if group % n == 0))
-    return Encoding(codec, group, -(-columns // group), padded, lanes)
+    return Encoding(codec, numbers, group, columns, padded, lanes)
+
+
+def _affine_codec(format: Affine) -> tuple[Codec, Numbers]:
+    codec = Codec[f"U{format.bits}_MIN" if format.zero != "none" else f"U{format.bits}"]
+    # What is computed when packed is not exact in less: a 127th of a scale, a zero times it.
+    exact = format.scale_rule == "step" and format.zero != "integer"
+    return codec, _numbers_of(format) if exact else Numbers.F32
+
+
+def _numbers_of(format: Affine | Codebook) -> Numbers:
+    return {"f16": Numbers.F16, "f32": Numbers.F32, "u8*f16": Numbers.U8, "i8*f16": Numbers.I8}[format.scales]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +202,8 @@ def _blocks(parameter: Parameter, format: Format, arrays: Packed, lanes: int) ->
     for first in range(0, len(out), at_once):
         part = format.select_rows(arrays, slice(first * lanes, min((first + at_once) * lanes, rows)))
         target = out[first : first + at_once]
-        if isinstance(format, Affine):
-            _fill_affine(target, format, part, encoding)
+        if isinstance(format, Affine | Codebook):
+            _fill_codes(target, format, part, encoding)
         else:
             _fill_plain(target, part["values"], encoding)
     return out
@@ -190,14 +214,10 @@ def _fill_plain(out: np.ndarray, values: np.ndarray, encoding: Encoding) -> None
     _put(out, 0, blocks.transpose(0, 2, 1))
 
 
-def _fill_affine(out: np.ndarray, format: Affine, arrays: Packed, encoding: Encoding) -> None:
-    scales = arrays["scales"]
-    if format.scale_rule == "absmax":
-        scales = scales * BITSANDBYTES_STEP
-    tables = [scales, arrays["minimums"]] if format.zero == "minimum" else [scales]
+def _fill_codes(out: np.ndarray, format: Affine | Codebook, arrays: Packed, encoding: Encoding) -> None:
     start = 0
-    for table in tables:
-        blocks = _in_blocks(table, len(out), encoding.lanes, encoding.groups)
+    for table in _number_tables(format, arrays, encoding):
+        blocks = _in_blocks(table, len(out), encoding.lanes, table.shape[1])
         start += _put(out, start, blocks.transpose(0, 2, 1))
     codes = arrays["codes"]
     if format.bits == 8:
@@ -209,6 +229,22 @@ def _fill_affine(out: np.ndarray, format: Affine, arrays: Packed, encoding: Enco
         blocks = _in_blocks(codes, len(out), encoding.lanes, encoding.padded_columns // 2)
         quads = _spread_nibbles(blocks.reshape(*blocks.shape[:2], -1, 4))
     _put(out, encoding.header_bytes, quads.transpose(0, 2, 1, 3))
+
+
+def _number_tables(format: Affine | Codebook, arrays: Packed, encoding: Encoding) -> list[np.ndarray]:
+    """[rows, groups] of scales and minimums, then what 256 columns share of each."""
+    if encoding.two_level:
+        if not encoding.minimums:
+            return [arrays["scales"], arrays["super_scales"]]
+        # Stored so that the minimum is added.
+        shared = [arrays["super_scales"], -arrays["super_minimums"]]
+        return [arrays["scales"], arrays["minimums"], *shared]
+    dtype = np.float16 if encoding.numbers is Numbers.F16 else np.float32
+    scales = format.flat_scales(arrays)
+    if isinstance(format, Affine) and format.scale_rule == "absmax":
+        scales = scales * BITSANDBYTES_STEP
+    minimums = format.flat_minimums(arrays) if encoding.minimums and isinstance(format, Affine) else None
+    return [table.astype(dtype) for table in (scales, minimums) if table is not None]
 
 
 def _spread_nibbles(pairs: np.ndarray) -> np.ndarray:

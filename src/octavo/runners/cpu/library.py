@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    c_double,
+    c_float,
+    c_int16,
+    c_int32,
+    c_int64,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -11,7 +22,7 @@ from typing import Literal, get_args
 
 from octavo.runners.cpu.build import LIBRARY
 
-ABI = 3
+ABI = 4
 IsaName = Literal["portable", "avx2", "avx512"]
 ISA_NAMES: tuple[IsaName, ...] = get_args(IsaName)
 """Slowest first; the index is the library's number."""
@@ -25,14 +36,20 @@ class Codec(IntEnum):
     PLAIN_F32 = 0
     PLAIN_F16 = 1
     PLAIN_BF16 = 2
-    U8_F16 = 3
-    U8_F32 = 4
-    U8_F16_MIN = 5
-    U8_F32_MIN = 6
-    U4_F16 = 7
-    U4_F32 = 8
-    U4_F16_MIN = 9
-    U4_F32_MIN = 10
+    U8 = 3
+    U8_MIN = 4
+    U4 = 5
+    U4_MIN = 6
+    T4 = 7
+
+
+class Numbers(IntEnum):
+    """How a group's scale and minimum are stored: U8 and I8 times a float16 that 256 columns share."""
+
+    F16 = 0
+    F32 = 1
+    U8 = 2
+    I8 = 3
 
 
 class NormKind(IntEnum):
@@ -47,15 +64,22 @@ class Activation(IntEnum):
     GELU_TANH = 2
 
 
+class Table(Structure):
+    _fields_ = (("values", c_float * 16), ("steps", c_int16 * 16), ("step", c_float))
+
+
 class Matrix(Structure):
     _fields_ = (
         ("blocks", c_void_p),
         ("bias", c_void_p),
+        ("table", POINTER(Table)),
         ("block_bytes", c_int64),
         ("rows", c_int32),
         ("columns", c_int32),
         ("codec", c_int32),
+        ("numbers", c_int32),
         ("group", c_int32),
+        ("int8_activations", c_int32),
     )
 
 
@@ -174,7 +198,7 @@ class SampleStruct(Structure):
 
 
 _STRUCTS = (
-    *(Matrix, Norm, Expert, Layer, Rope, Model),
+    *(Table, Matrix, Norm, Expert, Layer, Rope, Model),
     *(Addend, AdapterStruct, SamplingStruct, Logprobs, ChunkStruct, SampleStruct),
 )
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from octavo.models.parameters import Parameter
-from octavo.models.spec import LayerSpec, ModelSpec, Norm, Rope
+from octavo.models.spec import Attention, DenseMLP, LayerSpec, ModelSpec, MoE, Norm, Rope
+from octavo.quant.codebook import Codebook
 from octavo.runners.base import RunnerConfig
 from octavo.runners.cpu import library
 from octavo.runners.cpu.layout import VECTORS, alternate, bundle_name, encoding_of, part_name, vector_places
 from octavo.runners.cpu.library import Activation, NormKind
 from octavo.runners.cpu.limits import row_capacity
+from octavo.settings import ActivationsName
 from octavo.weights import StoredBundle
 
 _ACTIVATIONS = {"silu": Activation.SILU, "gelu": Activation.GELU, "gelu_tanh": Activation.GELU_TANH}
@@ -44,17 +46,36 @@ def build_model(
     isa: int,
     lanes: int,
     threads: int,
+    activations: ActivationsName,
 ) -> NativeModel:
     """The library's view of `weights` in layout `cpu-r{lanes}-1`."""
-    return _Builder(spec, weights, lanes).build(config, isa, threads)
+    return _Builder(spec, weights, lanes, activations).build(config, isa, threads)
+
+
+def native_table(values: np.ndarray) -> library.Table:
+    """fp32 [16] as kernels use it: whole multiples of a step, the largest at most 2,047 of them so that 32 products
+    with an int16 fit 32 bits. Of all such steps the one whose worst entry is off by least: 0 for iq4 and fp4."""
+    exact = values.astype(np.float64)
+    steps = np.abs(exact).max() / np.arange(2047, 1023, -1)
+    errors = np.abs(np.round(exact / steps[:, None]) * steps[:, None] - exact).max(-1)
+    step = float(steps[errors.argmin()])
+    return library.Table(
+        values=(ctypes.c_float * 16)(*values.tolist()),
+        steps=(ctypes.c_int16 * 16)(*np.round(exact / step).astype(int).tolist()),
+        step=step,
+    )
 
 
 class _Builder:
-    def __init__(self, spec: ModelSpec, weights: Mapping[str, StoredBundle], lanes: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, weights: Mapping[str, StoredBundle], lanes: int, activations: ActivationsName
+    ) -> None:
         self._spec = spec
         self._weights = weights
         self._lanes = lanes
+        self._activations = activations
         self._kept: list[object] = []
+        self._tables: dict[Codebook, library.Table] = {}
         self._vectors: dict[str, np.ndarray] = {}
         if VECTORS in weights:
             bundle = weights[VECTORS]
@@ -102,44 +123,68 @@ class _Builder:
         self._kept += [layers, native_ropes, kv_pages]
         arrays = {id(a): a for bundle in self._weights.values() for a in bundle.arrays.values()}
         weight_bytes = sum(array.nbytes for array in arrays.values())
-        return NativeModel(struct, tuple(self._kept), weight_bytes)
+        return NativeModel(struct, (*self._kept, self._tables), weight_bytes)
 
     def _layer(self, index: int, layer: LayerSpec, ropes: list[Rope], kv_group: int) -> library.Layer:
         mixer, ffn, hidden = layer.mixer, layer.ffn, self._spec.hidden_size
         prefix = f"layers.{index}."
-        q_rows, kv_rows = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
-        assert mixer.heads % mixer.kv_heads == 0
         native = library.Layer(
-            q=self._linear(f"{prefix}mixer.q", q_rows, hidden, mixer.qkv_bias),
-            k=self._linear(f"{prefix}mixer.k", kv_rows, hidden, mixer.qkv_bias),
-            v=self._linear(f"{prefix}mixer.v", kv_rows, hidden, mixer.qkv_bias),
-            o=self._linear(f"{prefix}mixer.o", hidden, q_rows, mixer.output_bias),
-            up=self._linear(f"{prefix}ffn.up", ffn.hidden_size, hidden, ffn.bias),
-            down=self._linear(f"{prefix}ffn.down", hidden, ffn.hidden_size, ffn.bias),
             residual_multiplier=layer.residual_multiplier,
-            score_scale=mixer.scale,
-            score_softcap=mixer.softcap or 0.0,
-            heads=mixer.heads,
-            kv_heads=mixer.kv_heads,
-            head_dim=mixer.head_dim,
-            window=mixer.window or 0,
             rope=-1 if mixer.rope is None else ropes.index(mixer.rope),
-            qk_norm_full=mixer.qk_norm_scope == "full",
             activation=_ACTIVATIONS[ffn.activation],
             kv_group=kv_group,
+            parallel=layer.parallel,
         )
-        if ffn.gated:
-            native.gate = self._linear(f"{prefix}ffn.gate", ffn.hidden_size, hidden, ffn.bias)
+        self._attention(native, mixer, prefix)
+        if isinstance(ffn, DenseMLP):
+            self._dense(native, ffn, prefix)
+        else:
+            self._experts(native, ffn, prefix)
         for name in ("pre_mixer", "post_mixer", "pre_ffn", "post_ffn"):
             norm = getattr(layer.norms, name)
             if norm is not None:
                 setattr(native, name, self._norm(f"{prefix}norms.{name}", norm, hidden))
+        return native
+
+    def _attention(self, native: library.Layer, mixer: Attention, prefix: str) -> None:
+        hidden = self._spec.hidden_size
+        q_rows, kv_rows = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
+        assert mixer.heads % mixer.kv_heads == 0
+        native.q = self._linear(f"{prefix}mixer.q", q_rows, hidden, mixer.qkv_bias)
+        native.k = self._linear(f"{prefix}mixer.k", kv_rows, hidden, mixer.qkv_bias)
+        native.v = self._linear(f"{prefix}mixer.v", kv_rows, hidden, mixer.qkv_bias)
+        native.o = self._linear(f"{prefix}mixer.o", hidden, q_rows, mixer.output_bias)
+        native.heads, native.kv_heads, native.head_dim = mixer.heads, mixer.kv_heads, mixer.head_dim
+        native.score_scale, native.score_softcap = mixer.scale, mixer.softcap or 0.0
+        native.window = mixer.window or 0
+        native.qk_norm_full = mixer.qk_norm_scope == "full"
         if mixer.qk_norm is not None:
             full = mixer.qk_norm_scope == "full"
             for name, rows in (("q_norm", q_rows), ("k_norm", kv_rows)):
                 width = rows if full else mixer.head_dim
                 setattr(native, name, self._norm(f"{prefix}mixer.{name}", mixer.qk_norm, width))
-        return native
+
+    def _dense(self, native: library.Layer, ffn: DenseMLP, prefix: str) -> None:
+        hidden = self._spec.hidden_size
+        native.up = self._linear(f"{prefix}ffn.up", ffn.hidden_size, hidden, ffn.bias)
+        native.down = self._linear(f"{prefix}ffn.down", hidden, ffn.hidden_size, ffn.bias)
+        if ffn.gated:
+            native.gate = self._linear(f"{prefix}ffn.gate", ffn.hidden_size, hidden, ffn.bias)
+
+    def _experts(self, native: library.Layer, ffn: MoE, prefix: str) -> None:
+        hidden = self._spec.hidden_size
+        assert 0 < ffn.experts_per_token <= ffn.experts
+        native.router = self._linear(f"{prefix}ffn.router", ffn.experts, hidden, False)
+        experts = (library.Expert * ffn.experts)()
+        for index, expert in enumerate(experts):
+            name = f"{prefix}ffn.experts.{index}."
+            expert.gate = self._linear(f"{name}gate", ffn.hidden_size, hidden, False)
+            expert.up = self._linear(f"{name}up", ffn.hidden_size, hidden, False)
+            expert.down = self._linear(f"{name}down", hidden, ffn.hidden_size, False)
+        self._kept.append(experts)
+        native.experts = experts
+        native.expert_count, native.experts_per_token = ffn.experts, ffn.experts_per_token
+        native.normalized = ffn.normalized
 
     def _rope(self, rope: Rope) -> library.Rope:
         frequencies = np.array(rope.inverse_frequencies, dtype=np.float32)
@@ -177,15 +222,24 @@ class _Builder:
         assert array.shape == (step * blocks, encoding.block_bytes)
         assert array.flags.c_contiguous
         assert array.dtype == np.uint8
+        table = self._table(chosen) if isinstance(chosen, Codebook) else None
         return library.Matrix(
             blocks=self._pointer(array) + first * encoding.block_bytes,
             bias=None,
+            table=None if table is None else ctypes.pointer(table),
             block_bytes=step * encoding.block_bytes,
             rows=rows,
             columns=columns,
             codec=encoding.codec,
+            numbers=encoding.numbers,
             group=encoding.group,
+            int8_activations=encoding.takes_int8 and self._activations == "int8",
         )
+
+    def _table(self, chosen: Codebook) -> library.Table:
+        if chosen not in self._tables:
+            self._tables[chosen] = native_table(chosen.values)
+        return self._tables[chosen]
 
     def _vector(self, name: str, width: int) -> np.ndarray:
         vector = self._vectors[name]

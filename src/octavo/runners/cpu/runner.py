@@ -36,6 +36,7 @@ from octavo.runners.cpu.limits import activation_bytes, kv_bytes
 from octavo.runners.cpu.model import NativeModel, build_model
 from octavo.runners.cpu.sampling import WantedLogprobs, WantedTokens, sampling_struct
 from octavo.runners.freed_memory import return_freed_memory
+from octavo.settings import ActivationsName
 from octavo.types import TokenLogprob
 
 if TYPE_CHECKING:
@@ -54,7 +55,14 @@ class _Slot:
 
 class CpuRunner:
     def __init__(
-        self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig, *, isa: IsaName, threads: int
+        self,
+        spec: ModelSpec,
+        weights: WeightStore,
+        config: RunnerConfig,
+        *,
+        isa: IsaName,
+        threads: int,
+        activations: ActivationsName = "int16",
     ) -> None:
         """Raises NotEnoughMemoryError where KV pages or activations do not fit."""
         self._library = library.native()
@@ -65,9 +73,15 @@ class CpuRunner:
         number = ISA_NAMES.index(isa)
         self._lanes = int(self._library.octavo_isa_lanes(number))
         self._model: NativeModel | None = build_model(
-            spec, weights, config, isa=number, lanes=self._lanes, threads=threads
+            spec,
+            weights,
+            config,
+            isa=number,
+            lanes=self._lanes,
+            threads=threads,
+            activations=activations,
         )
-        self._kernels = kernel_names(weights, isa)
+        self._kernels = kernel_names(weights, isa, activations)
         self._linears = linears_of(weights)
         self._adapters: dict[str, NativeAdapter] = {}
         self._slots: dict[int, _Slot] = {}

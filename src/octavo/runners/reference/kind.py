@@ -28,8 +28,9 @@ class ReferenceKind:
         return None
 
     def weight_bytes(self, parameter: Parameter, format: Format, config: RunnerConfig) -> int:
-        """Matrices are held dequantized in the compute dtype, vectors in fp32."""
-        item_bytes = 4 if parameter.role == "vector" else DTYPE_BYTES[config.compute_dtype]
+        """Matrices are held dequantized in the compute dtype, vectors and routers in fp32."""
+        in_fp32 = parameter.role in ("vector", "router")
+        item_bytes = 4 if in_fp32 else DTYPE_BYTES[config.compute_dtype]
         return math.prod(parameter.shape) * item_bytes
 
     def process_bytes(self, config: RunnerConfig) -> int:

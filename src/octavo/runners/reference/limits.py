@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from octavo.models.spec import ModelSpec
+from octavo.models.spec import ModelSpec, MoE
 from octavo.runners.base import RunnerConfig
 
-PROCESS_BYTES = 160 << 20
-"""Anonymous memory of a process that has loaded torch, tokenizers and the command line, and no model: 157 MiB
-measured (Linux, Python 3.11, CPU build of torch 2.13, RssAnon). A CUDA build that is not used holds 140 MiB
-more, which the reserve has to cover."""
+PROCESS_BYTES = 248 << 20
+"""A process that has loaded torch, tokenizers and the command line, and no model: 157 MiB anonymous and 88 MiB of
+libraries' pages, measured (Linux, Python 3.11, CPU build of torch 2.13, RssAnon and RssFile). A CUDA build that is
+not used holds 140 MiB more, which the reserve has to cover."""
 
 CUDA_PROCESS_BYTES = 448 << 20
 """The same with CUDA in use: 429 MiB measured on the host after a matrix product (torch 2.11, CUDA 13.0, H100).
@@ -34,7 +34,11 @@ def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
         keys = 2 * config.context_tokens * mixer.kv_heads * mixer.head_dim
         of_a_query = mixer.heads * config.context_tokens
         scores = 2 * min(max(SCORES_BLOCK_BYTES // 4, of_a_query), tokens * of_a_query)
-        widest = max(widest, 2 * tokens * projections + keys + scores, tokens * 4 * ffn.hidden_size)
-    residual = 4 * tokens * spec.hidden_size
+        fed = 4 * ffn.hidden_size
+        if isinstance(ffn, MoE):
+            # At worst all tokens choose one expert: its inputs and outputs are copies, beside the router's rows.
+            fed += 4 * spec.hidden_size + 3 * ffn.experts
+        widest = max(widest, 2 * tokens * projections + keys + scores, tokens * fed)
+    residual = 6 * tokens * spec.hidden_size
     logits = (3 * LOGITS_BLOCK_ROWS + config.max_slots) * spec.vocab_size
     return 4 * (residual + widest + logits)

@@ -15,7 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from octavo.models.spec import Attention, DenseMLP, LayerSpec, ModelSpec, Norm, Rope
+from octavo.models.spec import Activation, Attention, FeedForward, LayerSpec, ModelSpec, MoE, Norm, Rope
+from octavo.runners.reference.feed_forward import (
+    DenseFeedForward,
+    FeedForwardBlock,
+    Linear,
+    SparseFeedForward,
+)
 from octavo.runners.reference.kv_cache import KVCache, Span
 from octavo.runners.reference.limits import SCORES_BLOCK_BYTES
 
@@ -30,17 +36,6 @@ class WeightReader(Protocol):
 
     def release(self, name: str) -> None:
         """Its packed form is not needed any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    weight: torch.Tensor  # [N, K], compute dtype
-    bias: torch.Tensor | None  # [N], fp32
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """fp32 [..., K] -> fp32 [..., N]."""
-        y = F.linear(x.to(self.weight.dtype), self.weight).float()
-        return y if self.bias is None else y + self.bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +57,7 @@ class Layer:
     spec: LayerSpec
     qkv: Linear
     o: Linear
-    gate_up: Linear
-    """gate's rows before up's; up's alone where the MLP is not gated."""
-    down: Linear
+    ffn: FeedForwardBlock
     norms: dict[str, Normalizer | None]
 
 
@@ -97,7 +90,7 @@ class ReferenceModel:
         """Every tensor held, once."""
         linears = [
             self.head,
-            *(x for layer in self.layers for x in (layer.qkv, layer.o, layer.gate_up, layer.down)),
+            *(x for layer in self.layers for x in (layer.qkv, layer.o, *layer.ffn.linears)),
         ]
         norms = [self.final_norm, *(n for layer in self.layers for n in layer.norms.values() if n)]
         if not self.spec.tied_head:
@@ -125,10 +118,17 @@ class ReferenceModel:
         }
         for index, layer in enumerate(self.layers):
             scale = layer.spec.residual_multiplier
-            y = self._attend(index, layer, _apply(layer.norms["pre_mixer"], x), start, span_of[index], cache)
-            x = x + _apply(layer.norms["post_mixer"], y) * scale
-            y = _feed_forward(layer, _apply(layer.norms["pre_ffn"], x))
-            x = x + _apply(layer.norms["post_ffn"], y) * scale
+            normed = _apply(layer.norms["pre_mixer"], x)
+            mixed = self._attend(index, layer, normed, start, span_of[index], cache)
+            mixed = _apply(layer.norms["post_mixer"], mixed) * scale
+            if layer.spec.parallel:
+                norm = layer.norms["pre_ffn"]
+                fed = normed if norm is None else norm(x)
+                x = x + mixed
+            else:
+                x = x + mixed
+                fed = _apply(layer.norms["pre_ffn"], x)
+            x = x + _apply(layer.norms["post_ffn"], layer.ffn(fed)) * scale
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -164,8 +164,7 @@ class ReferenceModel:
         return _apply(q_norm, q.reshape(heads)), _apply(k_norm, k.reshape(heads))
 
     def _layer(self, prefix: str, spec: LayerSpec) -> Layer:
-        mixer, ffn = spec.mixer, spec.ffn
-        inputs = ["ffn.gate", "ffn.up"] if ffn.gated else ["ffn.up"]
+        mixer = spec.mixer
         norms = {
             name: self._norm(f"{prefix}norms.{name}", getattr(spec.norms, name))
             for name in ("pre_mixer", "post_mixer", "pre_ffn", "post_ffn")
@@ -177,21 +176,32 @@ class ReferenceModel:
             spec=spec,
             qkv=self._linear(prefix, ["mixer.q", "mixer.k", "mixer.v"], mixer.qkv_bias),
             o=self._linear(prefix, ["mixer.o"], mixer.output_bias),
-            gate_up=self._linear(prefix, inputs, ffn.bias),
-            down=self._linear(prefix, ["ffn.down"], ffn.bias),
+            ffn=self._feed_forward(prefix, spec.ffn),
             norms={**dict.fromkeys(("pre_mixer", "post_mixer", "pre_ffn", "post_ffn")), **norms},
         )
+
+    def _feed_forward(self, prefix: str, ffn: FeedForward) -> FeedForwardBlock:
+        if isinstance(ffn, MoE):
+            router = Linear(self._matrix([f"{prefix}ffn.router.weight"], torch.float32), None)
+            experts = (f"{prefix}ffn.experts.{i}." for i in range(ffn.experts))
+            made = tuple(self._mlp(expert, ffn.activation, gated=True, bias=False) for expert in experts)
+            return SparseFeedForward(ffn, router, made)
+        return self._mlp(f"{prefix}ffn.", ffn.activation, ffn.gated, ffn.bias)
+
+    def _mlp(self, prefix: str, activation: Activation, gated: bool, bias: bool) -> DenseFeedForward:
+        gate_up = self._linear(prefix, ["gate", "up"] if gated else ["up"], bias)
+        return DenseFeedForward(activation, gated, gate_up, self._linear(prefix, ["down"], bias))
 
     def _linear(self, prefix: str, names: list[str], bias: bool) -> Linear:
         weight = self._matrix([f"{prefix}{name}.weight" for name in names])
         biases = [self._vector(f"{prefix}{name}.bias") for name in names] if bias else None
         return Linear(weight, None if biases is None else torch.cat(biases))
 
-    def _matrix(self, names: list[str]) -> torch.Tensor:
-        """The named matrices, one under the other, in the compute dtype; one is read at a time."""
+    def _matrix(self, names: list[str], dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The named matrices, one under the other, by default in the compute dtype; one is read at a time."""
         shapes = [self._weights.shape(name) for name in names]
         rows = [shape[0] for shape in shapes]
-        matrix = torch.empty((sum(rows), shapes[0][1]), dtype=self._dtype, device=self._device)
+        matrix = torch.empty((sum(rows), shapes[0][1]), dtype=dtype or self._dtype, device=self._device)
         for name, part in zip(names, torch.split(matrix, rows), strict=True):
             part.copy_(torch.from_numpy(self._weights.unpack(name)))
             self._weights.release(name)
@@ -209,20 +219,6 @@ class ReferenceModel:
 
 def _apply(norm: Normalizer | None, x: torch.Tensor) -> torch.Tensor:
     return x if norm is None else norm(x)
-
-
-def _feed_forward(layer: Layer, x: torch.Tensor) -> torch.Tensor:
-    ffn = layer.spec.ffn
-    if not ffn.gated:
-        return layer.down(_activate(ffn, layer.gate_up(x)))
-    gate, up = layer.gate_up(x).chunk(2, dim=-1)
-    return layer.down(_activate(ffn, gate) * up)
-
-
-def _activate(ffn: DenseMLP, x: torch.Tensor) -> torch.Tensor:
-    if ffn.activation == "silu":
-        return F.silu(x)
-    return F.gelu(x, approximate="tanh" if ffn.activation == "gelu_tanh" else "none")
 
 
 def _rotation(rope: Rope, context_tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

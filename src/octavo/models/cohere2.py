@@ -1,0 +1,42 @@
+"""Cohere 2: Command R with three windowed layers to a full one, which has no rope."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octavo.models.cohere import NAMES, read_cohere_layer, read_cohere_model
+from octavo.models.config_reader import ConfigReader
+from octavo.models.rope import read_positions
+from octavo.models.spec import ModelSpec
+from octavo.models.standard import read_layers_by_type, with_window
+
+__all__ = ["NAMES", "build"]
+
+_ALWAYS = {
+    "order_of_interleaved_layers": "local_attn_first",
+    "position_embedding_type": "rope_gptj",
+    "rotary_pct": 1.0,
+    "use_embedding_sharing": True,
+    "use_gated_activation": True,
+    "use_parallel_block": True,
+    "use_parallel_embedding": True,
+}
+"""What the published configs say beside transformers' own keys, and what the family is anyway."""
+
+
+def build(config: ConfigReader) -> ModelSpec:
+    for key, value in _ALWAYS.items():
+        if config.raw(key, value) != value:
+            raise config.unsupported(key, f"is not {value}")
+    positions = read_positions(config, max_position=8192)
+    layer = read_cohere_layer(config, positions)
+    kinds = {
+        "full_attention": replace(layer, mixer=replace(layer.mixer, rope=None)),
+        "sliding_attention": with_window(layer, config.integer("sliding_window", 4096)),
+    }
+    every = config.integer("sliding_window_pattern", 4)
+    by_default = [
+        "sliding_attention" if (i + 1) % every else "full_attention" for i in range(config.layer_count())
+    ]
+    layers = read_layers_by_type(config, kinds, by_default)
+    return read_cohere_model(config, "cohere2", layers, positions)

@@ -1,0 +1,29 @@
+"""OLMo 3: OLMo 2 with three windowed layers to a full one, whose rope alone is scaled."""
+
+from __future__ import annotations
+
+from octavo.models.config_reader import ConfigReader
+from octavo.models.olmo2 import NAMES, read_olmo_layer
+from octavo.models.rope import read_positions_by_type
+from octavo.models.spec import ModelSpec
+from octavo.models.standard import read_layers_by_type, read_model, read_rms_norm, with_window
+
+__all__ = ["NAMES", "build"]
+
+# transformers gives windowed layers the default base even where an old config's rope_theta is another.
+_BASES = {"full_attention": ("rope_theta", 500_000.0), "sliding_attention": (None, 500_000.0)}
+
+
+def build(config: ConfigReader) -> ModelSpec:
+    positions = read_positions_by_type(config, bases=_BASES, max_position=2048)
+    window = config.integer("sliding_window", 4096)
+    kinds = {
+        "full_attention": read_olmo_layer(config, positions["full_attention"]),
+        "sliding_attention": with_window(read_olmo_layer(config, positions["sliding_attention"]), window),
+    }
+    by_default = [
+        "sliding_attention" if (i + 1) % 4 else "full_attention" for i in range(config.layer_count())
+    ]
+    layers = read_layers_by_type(config, kinds, by_default)
+    full = positions["full_attention"]
+    return read_model(config, "olmo3", layers, full, read_rms_norm(config, 1e-5))

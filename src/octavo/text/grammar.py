@@ -1,0 +1,193 @@
+"""Grammars: which tokens may come next, so that a text matches a JSON schema, a regular expression or Lark rules.
+
+llguidance parses; here it gets this model's token bytes, its words become ours, and what it would ignore is
+refused. A control token is never allowed but for the model's own stop tokens, and those only where the grammar
+may end. Sizes are `octavo.validate`'s business. Shape letter: V vocabulary, the width of the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache, partial
+from typing import TYPE_CHECKING
+
+from octavo.errors import InvalidGrammarError
+from octavo.text.grammar_errors import explain, explain_schema, refuse_unkept
+from octavo.text.tokenizer import Tokenizer
+from octavo.types import Grammar
+
+if TYPE_CHECKING:
+    import llguidance
+    import numpy as np
+
+_KEPT_GRAMMARS = 64
+"""Compiled grammars kept: requests tend to repeat them, and a copy costs microseconds."""
+
+_WHITESPACE = r"[ \t\n\r]{1,64}"
+"""Between the tokens of JSON. JSON itself has no bound, and small models fall into endless whitespace."""
+
+_FINISHED = ("NotStopped", "NoExtension", "NoExtensionBias", "EndOfSentence")
+"""Reasons of a parser that stopped because the text is complete, or not at all; others are limits it hit."""
+
+
+class Grammars:
+    """Compiles grammars for one tokenizer. Thread-safe.
+
+    `vocab_size` is V; `end_token_ids` are the model's stop tokens, which end a text that matches.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, end_token_ids: Iterable[int]) -> None:
+        self._text = tokenizer
+        self._vocab_size = vocab_size
+        self._ends = tuple(sorted(end_token_ids))
+
+    def check(self, grammar: Grammar) -> None:
+        """Raises InvalidGrammarError where it does not compile or says what cannot be kept."""
+        self._compiled(grammar)
+
+    def constraint(self, grammar: Grammar) -> GrammarConstraint:
+        """A fresh parser at the start of a text. Raises InvalidGrammarError."""
+        return GrammarConstraint(self._compiled(grammar).deep_copy(), self._vocab_size)
+
+    @cached_property
+    def _compiled(self) -> Callable[[Grammar], llguidance.LLMatcher]:
+        """Reads the whole vocabulary once, a quarter of a second for 49,152 tokens, when first asked."""
+        if not self._ends:
+            raise InvalidGrammarError(
+                "the model has no stop token, so a text that matches a grammar could never end",
+                remedy="Name eos_token_id in the model's config.json, or leave the grammar out.",
+            )
+        import llguidance
+
+        words = llguidance.TokenizerWrapper(_Words(self._text, self._vocab_size, self._ends[0]))
+        tokenizer = llguidance.LLTokenizer(words, eos_token=list(self._ends))
+        return lru_cache(maxsize=_KEPT_GRAMMARS)(partial(_compile, tokenizer))
+
+
+class GrammarConstraint:
+    """One text on its way through a grammar. Not thread-safe."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+        import numpy as np
+
+        self._matcher = matcher
+        self._mask = np.zeros((vocab_size + 31) // 32, np.uint32)
+
+    def mask(self) -> np.ndarray:
+        """uint32 [ceil(V / 32)]: bit i % 32 of word i // 32 is set where token i may come next.
+
+        The same array each time, good until the next call. Raises InvalidGrammarError where the parser gave up.
+        """
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        self._require_sound()
+        return self._mask
+
+    def accept(self, token_id: int) -> None:
+        """The text goes on with an allowed token. Raises InvalidGrammarError for another one."""
+        self._matcher.consume_token(token_id)
+        self._require_sound()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text so far matches the whole grammar; it may go on all the same."""
+        return self._matcher.is_accepting()
+
+    @property
+    def finished(self) -> bool:
+        """Whether it matches and nothing may follow."""
+        return self._matcher.is_stopped() and self._matcher.is_accepting()
+
+    def _require_sound(self) -> None:
+        reason = self._matcher.stop_reason()
+        if self._matcher.is_error() or reason not in _FINISHED:
+            said = self._matcher.get_error().partition("\n")[0] or reason
+            raise InvalidGrammarError(
+                f"the grammar could not be followed any further: {said}",
+                remedy="Simplify the grammar: bound its repetitions and its alternatives.",
+            )
+
+
+class _Words:
+    """What llguidance asks of a tokenizer.
+
+    Tokens without bytes are never allowed: control tokens, rows without a token, and what stands for unknown
+    characters.
+    """
+
+    special_token_ids: tuple[int, ...] = ()
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_id: int) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = eos_token_id
+        nothing = {*tokenizer.reserved_token_ids, tokenizer.unknown_token_id}
+        known = range(min(vocab_size, tokenizer.vocab_size))
+        spelled = [
+            b"" if token in nothing else tokenizer.token_bytes(token, first=False) or b"" for token in known
+        ]
+        self.tokens = [*spelled, *[b""] * (vocab_size - len(spelled))]
+        self._ids = {data: token for token, data in reversed(list(enumerate(spelled))) if data}
+        self._longest = max(map(len, self._ids), default=0)
+
+    def __call__(self, text: str) -> list[int]:
+        """Tokens that are exactly these bytes, the model's own cut if it is one of them: a SentencePiece encoder
+        puts a space in front."""
+        if not isinstance(text, str):
+            raise TypeError("text, not bytes")  # so it learns to ask with text
+        ids, data = self._tokenizer.encode_plain(text, at_start=False), text.encode()
+        return ids if b"".join(self.tokens[token] for token in ids) == data else self._greedy(data)
+
+    def _greedy(self, data: bytes) -> list[int]:
+        """The longest token that fits, again and again; nothing where some byte has none."""
+        ids, start = [], 0
+        while start < len(data):
+            ends = range(min(len(data), start + self._longest), start, -1)
+            found = next((self._ids[data[start:end]] for end in ends if data[start:end] in self._ids), None)
+            if found is None:
+                return []
+            ids.append(found)
+            start += len(self.tokens[found])
+        return ids
+
+
+def _compile(tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> llguidance.LLMatcher:
+    from llguidance import LLMatcher, LLParserLimits, regex_to_lark
+
+    def matcher(text: str) -> llguidance.LLMatcher:
+        return LLMatcher(tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+
+    match grammar.kind:
+        case "json_schema":
+            made = matcher(_from_schema(grammar.text))
+            if said := _error(made):
+                raise explain_schema(grammar.text, said, lambda text: _error(matcher(_from_schema(text))))
+            return made
+        case "regex":
+            # Classes such as \d are ASCII's: who asks for digits wants 0 to 9.
+            made = matcher(LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(grammar.text, 'dws')}/"))
+        case "lark":
+            refuse_unkept(grammar.text)
+            made = matcher(LLMatcher.grammar_from_lark(grammar.text))
+    if said := _error(made):
+        raise explain(grammar, said)
+    return made
+
+
+def _from_schema(text: str) -> str:
+    from llguidance import LLMatcher
+
+    try:
+        return LLMatcher.grammar_from_json_schema(
+            text,
+            defaults={"whitespace_pattern": _WHITESPACE},
+            overrides={"lenient": False, "coerce_one_of": False},
+        )
+    except ValueError as error:
+        raise InvalidGrammarError(
+            "the JSON schema is not a JSON object", remedy='Give an object such as {"type": "object"}.'
+        ) from error
+
+
+def _error(matcher: llguidance.LLMatcher) -> str:
+    """A warning, of what would be ignored, counts as one."""
+    return matcher.get_error() or "; ".join(matcher.get_grammar_warnings())
