@@ -185,3 +185,30 @@ def test_what_does_not_fit_is_refused(
     runner.open_slot(0, SlotState((1, 2), 2, Sampling(), "good"))
     with pytest.raises(AssertionError, match="in use"):
         runner.drop_adapter("good")
+
+
+@pytest.mark.parametrize("name", ["plain", "tied", "biases", "not-gated", "parallel", "odd-sizes"])
+def test_the_reference_takes_adapters_too(
+    name: str,
+    flags: Mapping[str, Any],
+    tiny: Callable[..., Any],
+    drive: Callable[..., Any],
+    tokens: Callable[..., Any],
+) -> None:
+    spec = flags[name]
+    made, ids = tiny(spec), tokens(TOKENS, vocabulary=spec.vocab_size)
+    adapter = random_adapter(made)
+    theirs, ours = drive(spec, merged(made, adapter).reference()), drive(spec, made.reference())
+    ours.runner.load_adapter("fine", adapter)
+    open_slot(ours, 0, ids, "fine")
+    open_slot(ours, 1, ids, None)
+    ours.runner.forward(Batch((ours.chunk(0, 0, ids), ours.chunk(1, 0, ids))))
+    want = theirs.reference_logits(0, ids)[-1]
+    np.testing.assert_allclose(ours.runner.logits(0), want, atol=1e-3 * want.std())
+    never = drive(spec, made.reference())
+    open_slot(never, 1, ids, None)
+    never.runner.forward(Batch((never.chunk(1, 0, ids),)))
+    plain = never.runner.logits(1)
+    assert ours.runner.logits(1).tobytes() == plain.tobytes()
+    with pytest.raises(IncompatibleModelError, match="no addend"):
+        ours.runner.load_adapter("bad", Adapter("0" * 64, {"layers.9.ffn.up.weight": (plain, plain)}))

@@ -11,6 +11,7 @@ import numpy as np
 
 from octavo.errors import IncompatibleModelError
 from octavo.runners.base import Adapter
+from octavo.weights import StoredBundle
 
 
 def check_adapter(name: str, adapter: Adapter, linears: Mapping[str, tuple[int, ...]]) -> None:
@@ -35,3 +36,13 @@ def check_adapter(name: str, adapter: Adapter, linears: Mapping[str, tuple[int, 
                 f"adapter {name!r} has values for {parameter} that are not finite",
                 remedy="The adapter is broken: fetch it again, or train it again.",
             )
+
+
+def linears_of(weights: Mapping[str, StoredBundle]) -> dict[str, tuple[int, ...]]:
+    """Name -> [N, K] of the matrices that take an addend: all but the table, routers and experts."""
+    return {
+        parameter.name: parameter.shape
+        for bundle in weights.values()
+        for parameter in bundle.parameters
+        if parameter.role == "matrix" and ".experts." not in parameter.name
+    }

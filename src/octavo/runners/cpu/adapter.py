@@ -5,13 +5,10 @@ Shape letters: N output rows, K input columns, R rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from octavo.runners.base import Adapter
 from octavo.runners.cpu import library
-from octavo.weights import StoredBundle
 
 _LINEARS = ("mixer.q", "mixer.k", "mixer.v", "mixer.o", "ffn.gate", "ffn.up", "ffn.down")
 """In the order of OctavoLinear."""
@@ -35,16 +32,6 @@ class NativeAdapter:
         self._kept += [a, b]
         addend.a, addend.b = a.ctypes.data, b.ctypes.data
         addend.rank, addend.columns, addend.rows = a.shape[0], a.shape[1], b.shape[1]
-
-
-def linears_of(weights: Mapping[str, StoredBundle]) -> dict[str, tuple[int, ...]]:
-    """Name -> [N, K] of the matrices that take an addend: all but the table, routers and experts."""
-    return {
-        parameter.name: parameter.shape
-        for bundle in weights.values()
-        for parameter in bundle.parameters
-        if parameter.role == "matrix" and ".experts." not in parameter.name
-    }
 
 
 def _place(name: str, layers: int) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from octavo.errors import ClosedError, NotEnoughMemoryError
 from octavo.models.spec import KV_PAGE_TOKENS, ModelSpec
-from octavo.runners.adapters import check_adapter
+from octavo.runners.adapters import check_adapter, linears_of
 from octavo.runners.base import (
     Adapter,
     Batch,
@@ -29,7 +29,7 @@ from octavo.runners.base import (
     SlotState,
 )
 from octavo.runners.cpu import library
-from octavo.runners.cpu.adapter import NativeAdapter, linears_of
+from octavo.runners.cpu.adapter import NativeAdapter
 from octavo.runners.cpu.kernel_names import kernel_names
 from octavo.runners.cpu.library import ISA_NAMES, IsaName
 from octavo.runners.cpu.limits import activation_bytes, kv_bytes

@@ -5,7 +5,7 @@ Shape letters: T tokens, N output rows, K input columns, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,16 +13,33 @@ import torch.nn.functional as F
 
 from octavo.models.spec import Activation, MoE
 
+Addends = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+"""Parameter name -> (a fp32 [R, K], b fp32 [N, R]): what an adapter adds, y += (x a^T) b^T."""
+
 
 @dataclass(frozen=True, slots=True)
 class Linear:
     weight: torch.Tensor  # [N, K], compute dtype
     bias: torch.Tensor | None  # [N], fp32
+    parts: tuple[tuple[str, int], ...]
+    """Names and rows of the parameters it is made of, one under the other."""
+    addends: Addends
+    """Of the adapter in use now: the model changes what is in it."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """fp32 [..., K] -> fp32 [..., N]."""
         y = F.linear(x.to(self.weight.dtype), self.weight).float()
+        if self.addends:
+            self._add(x, y)
         return y if self.bias is None else y + self.bias
+
+    def _add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        for (name, _), part in zip(
+            self.parts, torch.split(y, [rows for _, rows in self.parts], -1), strict=True
+        ):
+            if name in self.addends:
+                a, b = self.addends[name]
+                part += x @ a.T @ b.T
 
 
 @dataclass(frozen=True, slots=True)

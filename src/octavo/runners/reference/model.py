@@ -76,11 +76,14 @@ class ReferenceModel:
         self._dtype = dtype
         self._device = device
         self._weights = weights
+        self.addends: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        """Of the adapter that `forward` and `logits` apply: empty, none."""
         self.embedding = self._matrix(["embedding.weight"])
         self.layers = tuple(self._layer(f"layers.{i}.", layer) for i, layer in enumerate(spec.layers))
         self.final_norm = self._norm("final_norm", spec.final_norm)
         head = self.embedding if spec.tied_head else self._matrix(["head.weight"])
-        self.head = Linear(head, self._vector("head.bias") if spec.head_bias else None)
+        head_bias = self._vector("head.bias") if spec.head_bias else None
+        self.head = Linear(head, head_bias, (("head.weight", spec.vocab_size),), self.addends)
         ropes = {layer.mixer.rope for layer in spec.layers if layer.mixer.rope is not None}
         self._rotations = {rope: _rotation(rope, context_tokens, device) for rope in ropes}
         del self._weights  # all is read: do not keep the store alive
@@ -182,7 +185,7 @@ class ReferenceModel:
 
     def _feed_forward(self, prefix: str, ffn: FeedForward) -> FeedForwardBlock:
         if isinstance(ffn, MoE):
-            router = Linear(self._matrix([f"{prefix}ffn.router.weight"], torch.float32), None)
+            router = Linear(self._matrix([f"{prefix}ffn.router.weight"], torch.float32), None, (), {})
             experts = (f"{prefix}ffn.experts.{i}." for i in range(ffn.experts))
             made = tuple(self._mlp(expert, ffn.activation, gated=True, bias=False) for expert in experts)
             return SparseFeedForward(ffn, router, made)
@@ -193,9 +196,11 @@ class ReferenceModel:
         return DenseFeedForward(activation, gated, gate_up, self._linear(prefix, ["down"], bias))
 
     def _linear(self, prefix: str, names: list[str], bias: bool) -> Linear:
-        weight = self._matrix([f"{prefix}{name}.weight" for name in names])
+        weights = [f"{prefix}{name}.weight" for name in names]
+        parts = tuple((name, self._weights.shape(name)[0]) for name in weights)
+        weight = self._matrix(weights)
         biases = [self._vector(f"{prefix}{name}.bias") for name in names] if bias else None
-        return Linear(weight, None if biases is None else torch.cat(biases))
+        return Linear(weight, None if biases is None else torch.cat(biases), parts, self.addends)
 
     def _matrix(self, names: list[str], dtype: torch.dtype | None = None) -> torch.Tensor:
         """The named matrices, one under the other, by default in the compute dtype; one is read at a time."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from octavo.errors import IncompatibleModelError
 from octavo.models.spec import ModelSpec
+from octavo.runners.adapters import check_adapter, linears_of
 from octavo.runners.base import (
     Adapter,
     Batch,
@@ -29,6 +29,7 @@ from octavo.runners.base import (
     SlotState,
 )
 from octavo.runners.freed_memory import return_freed_memory
+from octavo.runners.reference.feed_forward import Addends
 from octavo.runners.reference.kv_cache import KVCache
 from octavo.runners.reference.limits import LOGITS_BLOCK_ROWS
 from octavo.runners.reference.model import ReferenceModel
@@ -46,6 +47,7 @@ class _Slot:
     token_ids: list[int]
     prompt_tokens: int
     sampling: Sampling
+    addends: Addends
 
 
 class ReferenceRunner:
@@ -53,6 +55,7 @@ class ReferenceRunner:
         self._spec = spec
         self._config = config
         self._device = torch.device(config.device)
+        linears = linears_of(weights)  # before the model reads, and gives back, the weights
         dtype = getattr(torch, config.compute_dtype)
         self._model: ReferenceModel | None = ReferenceModel(
             spec, weights, config.context_tokens, dtype, self._device
@@ -60,6 +63,8 @@ class ReferenceRunner:
         self._cache: KVCache | None = KVCache(
             spec, config.kv_pages, getattr(torch, config.kv_dtype), self._device
         )
+        self._linears = linears
+        self._adapters: dict[str, Addends] = {}
         self._slots: dict[int, _Slot] = {}
         self._logits: dict[int, torch.Tensor] = {}
         """Slot -> fp32 [drafts + 1, V] of its last chunk that is to be sampled."""
@@ -83,9 +88,9 @@ class ReferenceRunner:
     def open_slot(self, slot: int, state: SlotState) -> None:
         if not 0 <= slot < self._config.max_slots or slot in self._slots:
             raise AssertionError(f"slot {slot} is taken or out of range")
-        assert state.adapter is None, "adapters are not supported"
+        addends = {} if state.adapter is None else self._adapters[state.adapter]
         # A list of its own: sampled tokens are appended to it.
-        self._slots[slot] = _Slot(list(state.token_ids), state.prompt_tokens, state.sampling)
+        self._slots[slot] = _Slot(list(state.token_ids), state.prompt_tokens, state.sampling, addends)
 
     def close_slot(self, slot: int) -> None:
         del self._slots[slot]
@@ -124,10 +129,15 @@ class ReferenceRunner:
         return copy
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
-        raise IncompatibleModelError("the reference runner takes no adapters yet", remedy="Do without it.")
+        check_adapter(name, adapter, self._linears)
+        self._adapters[name] = {
+            parameter: (torch.tensor(a, device=self._device), torch.tensor(b, device=self._device))
+            for parameter, (a, b) in adapter.addends.items()
+        }
 
     def drop_adapter(self, name: str) -> None:
-        raise AssertionError(f"there is no adapter {name!r}")
+        dropped = self._adapters.pop(name)
+        assert all(slot.addends is not dropped for slot in self._slots.values()), f"{name} is in use"
 
     def memory(self) -> Mapping[str, int]:
         if self._model is None or self._cache is None:
@@ -140,12 +150,15 @@ class ReferenceRunner:
     def close(self) -> None:
         self._model = self._cache = None
         self._slots.clear()
+        self._adapters.clear()
         self._logits.clear()
         return_freed_memory()
 
     def _forward_chunk(self, chunk: Chunk) -> tuple[TokenLogprob, ...] | None:
         if self._model is None or self._cache is None:
             raise AssertionError("forward after close")
+        self._model.addends.clear()
+        self._model.addends.update(self._slots[chunk.slot].addends)
         ids = self._slots[chunk.slot].token_ids[-1:] if chunk.token_ids is None else chunk.token_ids
         spans = self._cache.spans(chunk.page_tables, chunk.start, chunk.tokens)
         hidden = self._model.forward(torch.tensor(ids, device=self._device), chunk.start, spans, self._cache)
