@@ -258,7 +258,10 @@ def add_own_keys(writer: gguf.GGUFWriter, config: Any) -> None:
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
 
 
-def write_gguf(path: Path, arch: Any, theirs: torch.nn.Module) -> None:
+_Q8_0 = gguf.GGMLQuantizationType.Q8_0
+
+
+def write_gguf(path: Path, arch: Any, theirs: torch.nn.Module, *, quantized: bool = False) -> None:
     config: Any = theirs.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -285,7 +288,11 @@ def write_gguf(path: Path, arch: Any, theirs: torch.nn.Module) -> None:
     for name, array in converted(config, theirs.state_dict()):
         stored_as = names.get_name(name, (".weight", ".bias"))
         assert stored_as is not None, name
-        writer.add_tensor(stored_as, np.ascontiguousarray(array))
+        array = np.ascontiguousarray(array)
+        if quantized and array.ndim > 1 and not stored_as.endswith("ffn_gate_inp.weight"):
+            writer.add_tensor(stored_as, gguf.quants.quantize(array, _Q8_0), raw_dtype=_Q8_0)
+        else:
+            writer.add_tensor(stored_as, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -309,6 +316,25 @@ def test_scores_are_those_of_transformers(case, make, prompt_ids, tmp_path):
         with LLM(path, quant="none", runner=runner, **settings) as llm:
             scored = torch.tensor(llm.score(prompt_ids).logprobs)
         torch.testing.assert_close(scored, expected, rtol=1e-3, atol=rounding)
+
+
+@pytest.mark.parametrize("case", ["llama", "phi3", "mixtral"])
+def test_rows_of_quantized_tensors_keep_their_numbers(case, make, prompt_ids, tmp_path):
+    """Permuted, fused and stacked rows of Q8_0, as stored: the scores of the dequantized weights."""
+    arch, config = CASES[case]
+    model, path = make(config), tmp_path / "model.gguf"
+    write_gguf(path, arch, model.theirs, quantized=True)
+    with torch.no_grad():
+        for name, parameter in model.theirs.named_parameters():
+            if parameter.ndim > 1 and not name.endswith("mlp.gate.weight"):
+                codes = gguf.quants.quantize(parameter.numpy(), _Q8_0)
+                parameter.copy_(torch.from_numpy(gguf.quants.dequantize(codes, _Q8_0)))
+    expected = model.their_logits(prompt_ids).log_softmax(-1)[range(len(prompt_ids) - 1), prompt_ids[1:]]
+    settings: dict[str, Any] = {"device": "cpu", "cache": False, "context": 128, "threads": 1}
+    with LLM(path, runner="reference", **settings) as llm:
+        assert llm.info()["quant"].startswith("q8_0")
+        scored = torch.tensor(llm.score(prompt_ids).logprobs)
+    torch.testing.assert_close(scored, expected, rtol=1e-3, atol=1e-4)
 
 
 _LLAMA_NAMES = {

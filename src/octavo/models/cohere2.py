@@ -8,7 +8,7 @@ from octavo.models.cohere import NAMES, read_cohere_layer, read_cohere_model
 from octavo.models.config_reader import ConfigReader
 from octavo.models.rope import read_positions
 from octavo.models.spec import ModelSpec
-from octavo.models.standard import read_layers_by_type, with_window
+from octavo.models.standard import each_full, read_layers_by_type, with_window
 
 __all__ = ["NAMES", "build"]
 
@@ -35,8 +35,5 @@ def build(config: ConfigReader) -> ModelSpec:
         "sliding_attention": with_window(layer, config.integer("sliding_window", 4096)),
     }
     every = config.integer("sliding_window_pattern", 4)
-    by_default = [
-        "sliding_attention" if (i + 1) % every else "full_attention" for i in range(config.layer_count())
-    ]
-    layers = read_layers_by_type(config, kinds, by_default)
+    layers = read_layers_by_type(config, kinds, each_full(every, config.layer_count()))
     return read_cohere_model(config, "cohere2", layers, positions)

@@ -10,6 +10,7 @@ from octavo.models.naming import PRE_AND_POST_NORMS, FamilyNames
 from octavo.models.rope import Positions, read_positions
 from octavo.models.spec import DenseMLP, LayerNorms, LayerSpec, ModelSpec
 from octavo.models.standard import (
+    each_full,
     read_attention,
     read_layers_by_type,
     read_model,
@@ -32,8 +33,7 @@ def build(config: ConfigReader) -> ModelSpec:
         "full_attention": full,
         "sliding_attention": with_window(full, config.integer("sliding_window", 4096)),
     }
-    by_default = [("sliding_attention", "full_attention")[i % 2] for i in range(config.layer_count())]
-    layers = read_layers_by_type(config, kinds, by_default)
+    layers = read_layers_by_type(config, kinds, each_full(2, config.layer_count()))
     model = read_model(config, "gemma2", layers, positions, norm, tied=True)
     return replace(
         model,

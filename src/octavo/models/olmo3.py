@@ -6,7 +6,7 @@ from octavo.models.config_reader import ConfigReader
 from octavo.models.olmo2 import NAMES, read_olmo_layer
 from octavo.models.rope import read_positions_by_type
 from octavo.models.spec import ModelSpec
-from octavo.models.standard import read_layers_by_type, read_model, read_rms_norm, with_window
+from octavo.models.standard import each_full, read_layers_by_type, read_model, read_rms_norm, with_window
 
 __all__ = ["NAMES", "build"]
 
@@ -21,9 +21,6 @@ def build(config: ConfigReader) -> ModelSpec:
         "full_attention": read_olmo_layer(config, positions["full_attention"]),
         "sliding_attention": with_window(read_olmo_layer(config, positions["sliding_attention"]), window),
     }
-    by_default = [
-        "sliding_attention" if (i + 1) % 4 else "full_attention" for i in range(config.layer_count())
-    ]
-    layers = read_layers_by_type(config, kinds, by_default)
+    layers = read_layers_by_type(config, kinds, each_full(4, config.layer_count()))
     full = positions["full_attention"]
     return read_model(config, "olmo3", layers, full, read_rms_norm(config, 1e-5))

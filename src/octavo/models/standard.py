@@ -96,6 +96,11 @@ def with_window(layer: LayerSpec, window: int | None) -> LayerSpec:
     return replace(layer, mixer=replace(layer.mixer, window=window))
 
 
+def each_full(every: int, count: int) -> list[str]:
+    """Types of `count` layers: each `every`th is full, those between are windowed."""
+    return ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)]
+
+
 def read_layers_by_type(
     config: ConfigReader, kinds: Mapping[str, LayerSpec], default: Sequence[str]
 ) -> list[LayerSpec]:
