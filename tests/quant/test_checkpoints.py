@@ -139,12 +139,15 @@ def test_packing_keeps_the_arrays_and_their_rows(path: Path):
     assert source.quantized_as == (form.name,)
     assert format_from_manifest(form.to_manifest()) == form
     assert sum(array.nbytes for array in tensor.load().values()) == form.nbytes(rows, columns)
-    for first, last in ((0, rows), (8, 24)):
-        parameter = Parameter(
-            "layers.0.mixer.q.weight", (last - first, columns), "matrix", "q.weight", (first, last)
-        )
-        assert choose_formats([parameter], source.tensors, "auto") == {parameter.name: form}
-        assert choose_formats([parameter], source.tensors, "none") == {parameter.name: Plain("f32")}
+    fused = [
+        Parameter(name, (last - first, columns), "matrix", "q.weight", (first, last))
+        for name, first, last in (("q", 0, 8), ("k", 8, 24), ("v", 24, rows))
+    ]
+    for quant, chosen in (("auto", form), ("none", Plain("f32"))):
+        assert choose_formats(fused, source.tensors, quant) == dict.fromkeys("qkv", chosen)
+    for parameter in fused:
+        assert parameter.rows is not None
+        first, last = parameter.rows
         arrays = pack_parameter(parameter, source.tensors, form)
         assert_bits(form.unpack(arrays, columns), whole[first:last])
         for other in (INT8, Plain("f32")):
