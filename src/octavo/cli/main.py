@@ -17,6 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from octavo.cli import cache, config, models
+from octavo.cli.bench import bench
 from octavo.cli.chat import chat
 from octavo.cli.generate import generate
 from octavo.cli.options import Invocation
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command()(plan)
+app.command()(bench)
 app.add_typer(models.app, name="models")
 app.add_typer(cache.app, name="cache")
 app.command()(config.config)
