@@ -19,6 +19,7 @@ from typer.exceptions import TyperException
 from octavo.cli import cache, config, models
 from octavo.cli.bench import bench
 from octavo.cli.chat import chat
+from octavo.cli.eval import evaluate
 from octavo.cli.generate import generate
 from octavo.cli.options import Invocation
 from octavo.cli.plan import plan
@@ -35,6 +36,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(plan)
 app.command()(bench)
+app.command("eval")(evaluate)
 app.add_typer(models.app, name="models")
 app.add_typer(cache.app, name="cache")
 app.command()(config.config)
