@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 from octavo.bench.child import Child
 from octavo.bench.figures import Workload
 from octavo.bench.interleaved import measure
 from octavo.bench.peers import check_peer, open_peer
 from octavo.bench.subject import Subject
+from octavo.bench.transformers_child import _quantize_linears
 from octavo.errors import IncompatibleModelError, UsageError
 from octavo.loading import plan_model
 from octavo.settings import Settings
@@ -51,6 +54,24 @@ def test_octavo_and_transformers_interleaved(tiny_folder, planned):
     assert facts.peak_bytes > 50 << 20
     assert subject.facts.context_tokens == 10
     assert "transformers" in facts.name
+
+
+def test_the_int8_of_torch(planned, tiny_folder):
+    """Its logits are near the model's own: the codes and scales are the weights'."""
+    peer = open_peer("transformers=int8", None, planned, LOAD)
+    try:
+        assert peer.run(LOAD.prompts(128, 0)).decode_tokens_per_second > 0
+        assert peer.facts.format.startswith("int8 by torch._weight_int8pack_mm")
+    finally:
+        peer.close()
+    model = LlamaForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16)
+    ids = torch.tensor(LOAD.prompts(128, 0))
+    with torch.inference_mode():
+        before = model(ids).logits
+        _quantize_linears(model)
+        after = model(ids).logits
+    assert not any(isinstance(module, torch.nn.Linear) for module in model.modules())
+    assert 0 < float((after - before).float().norm() / before.float().norm()) < 0.05
 
 
 def test_the_bytes_of_a_token_leave_a_table_out_that_is_not_the_head(tiny_folder):
@@ -143,7 +164,7 @@ def test_llama_cpp_wants_a_gguf_file(planned, tmp_path):
     ("said", "message"),
     [
         ("vllm", "there is no peer 'vllm'"),
-        ("transformers=int8", "does not run as 'int8'"),
+        ("transformers=int4", "does not run as 'int4'"),
         ("llama.cpp=/nowhere/llama-bench", "there is no program /nowhere/llama-bench"),
         ("llama.cpp", "llama-bench is not on PATH"),
     ],

@@ -86,7 +86,7 @@ def test_json(fake):
     ("arguments", "error", "fix"),
     [
         (["--peer", "vllm"], "there is no peer 'vllm'", "--peer transformers or --peer llama.cpp"),
-        (["--peer", "transformers=int8"], "does not run as 'int8'", "bf16, fp32"),
+        (["--peer", "transformers=int4"], "does not run as 'int4'", "bf16, fp32"),
         (["--peer-model", "x.gguf"], "--peer-model is given without a peer", "Add --peer"),
         (["--batch", "0"], "--batch", "octavo bench --help"),
         (["--max-new-tokens", "1"], "--max-new-tokens", "octavo bench --help"),

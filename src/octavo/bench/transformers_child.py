@@ -1,7 +1,7 @@
 """The process in which `bench --peer transformers` runs: loads the model, and answers prompts with timings.
 
 Reads JSON lines on standard input and writes one for each (`octavo.bench.child`). The first says what to load:
-model, revision, gguf_file, dtype, compiled, threads, device; the others are {"prompts": [[id]], "new_tokens": n}.
+model, revision, gguf_file, dtype, int8, compiled, threads, device; the others are {"prompts": [[id]], "new_tokens": n}.
 Generation is `model.generate`, greedy, as its documentation has it; a streamer takes the times.
 """
 
@@ -45,6 +45,8 @@ class Model:
             ask["model"], dtype=getattr(torch, ask["dtype"]), trust_remote_code=False, **where
         )
         self._model = model.to(ask["device"]).eval()
+        if ask["int8"]:
+            _quantize_linears(self._model)
         # Every token is generated, whatever the checkpoint says of sampling and ends.
         plain: Any = transformers.GenerationConfig
         self._model.generation_config = plain(pad_token_id=0)
@@ -78,6 +80,32 @@ class Model:
             "total_seconds": last - started,
             "peak_bytes": process_memory().peak_bytes,
         }
+
+
+def _quantize_linears(model: Any) -> None:
+    """Every linear becomes torch's weight-only int8 with a scale a row; a tied head gets codes of its own."""
+    import torch
+
+    class Int8Linear(torch.nn.Module):
+        def __init__(self, linear: torch.nn.Linear) -> None:
+            super().__init__()
+            weight = linear.weight.detach().float()
+            self.scales = (weight.abs().amax(1) / 127).clamp_min(1e-12)
+            self.codes = (weight / self.scales[:, None]).round().to(torch.int8)
+            self.scales = self.scales.to(linear.weight.dtype)
+            self.bias = linear.bias
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = x.reshape(-1, x.shape[-1])
+            y = torch._weight_int8pack_mm(rows, self.codes, self.scales).reshape(*x.shape[:-1], -1)
+            return y if self.bias is None else y + self.bias
+
+    linears = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+    ]
+    for name, linear in linears:
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, Int8Linear(linear))
 
 
 def answers(questions: Iterator[str]) -> Iterator[dict[str, Any]]:

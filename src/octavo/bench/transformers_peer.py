@@ -1,21 +1,39 @@
-"""transformers as a peer: `model.generate` in a process of its own, in full precision, eager or compiled."""
+"""transformers as a peer: `model.generate` in a process of its own, eager or compiled."""
 
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 
 from octavo.bench.child import Child
 from octavo.bench.figures import Round, Workload
 from octavo.bench.peer import Checkpoint, PeerFacts
 from octavo.errors import UsageError
 
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    dtype: str
+    compiled: bool = False
+    """torch.compile makes the forward pass, with a static cache."""
+    int8: bool = False
+    """Linears are torch's own weight-only int8, a scale a row."""
+
+    def in_words(self) -> str:
+        words = [self.dtype]
+        if self.int8:
+            words = ["int8 by torch._weight_int8pack_mm, the table in bfloat16"]
+        return ", ".join([*words, "compiled"] if self.compiled else words)
+
+
 MODES = {
-    "bf16": ("bfloat16", False),
-    "fp32": ("float32", False),
-    "bf16-compiled": ("bfloat16", True),
-    "fp32-compiled": ("float32", True),
+    "bf16": Mode("bfloat16"),
+    "fp32": Mode("float32"),
+    "int8": Mode("bfloat16", int8=True),
+    "bf16-compiled": Mode("bfloat16", compiled=True),
+    "fp32-compiled": Mode("float32", compiled=True),
 }
-"""What may follow `transformers=`: dtype, and whether torch.compile makes the forward pass."""
+"""What may follow `transformers=`."""
 
 DEFAULT_MODE = "bf16"
 
@@ -34,7 +52,7 @@ class TransformersPeer:
     ) -> None:
         """Raises UsageError where transformers is not installed, IncompatibleModelError where it cannot load."""
         require_transformers()
-        dtype, compiled = MODES[mode]
+        chosen = MODES[mode]
         path = checkpoint.path
         is_file = path is not None and path.is_file()
         if is_file and importlib.util.find_spec("gguf") is None:
@@ -52,17 +70,18 @@ class TransformersPeer:
                 else str(path.parent if is_file else path),
                 "revision": checkpoint.source.revision if path is None else None,
                 "gguf_file": path.name if path is not None and is_file else None,
-                "dtype": dtype,
-                "compiled": compiled,
+                "dtype": chosen.dtype,
+                "compiled": chosen.compiled,
+                "int8": chosen.int8,
                 "threads": threads,
                 "device": device,
             },
         )
         self._peak_bytes: int | None = None
         self._reads = checkpoint.source.location
-        self._format = f"{dtype}{', compiled' if compiled else ''}"
+        self._format = chosen.in_words()
         if checkpoint.format:
-            self._format += f", dequantized from {checkpoint.format}"
+            self._format += f", from {checkpoint.format} dequantized"
 
     @property
     def facts(self) -> PeerFacts:

@@ -36,7 +36,7 @@ def bench(
     peer: Annotated[
         str | None,
         typer.Option(
-            help="Interleave another engine: transformers[=bf16|fp32|bf16-compiled|fp32-compiled], or "
+            help="Interleave another engine: transformers[=bf16|fp32|int8|bf16-compiled|fp32-compiled], or "
             "llama.cpp[=PATH of llama-bench]."
         ),
     ] = None,
