@@ -79,6 +79,7 @@ def test_a_load_without_kernels_says_what_runs_instead(default_model_path, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_wheel_made_from_the_source_distribution_runs_in_a_fresh_environment(tmp_path):
     assert build(tmp_path, target="sdist").returncode == 0
     (sdist,) = tmp_path.glob("*.tar.gz")
