@@ -39,6 +39,7 @@ _ONLY_IN = {
     "huggingface_hub": ("sources/hub.py",),
     "transformers": ("bench/transformers_child.py",),
     "bitsandbytes": (),
+    "llama_cpp": ("bench/llama_cpp_child.py",),
     "gguf": (),
     "pickle": (),
     "joblib": (),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -155,6 +156,51 @@ def test_llama_cpp_wants_a_gguf_file(planned, tmp_path):
     with pytest.raises(UsageError, match="reads GGUF files") as caught:
         open_peer(f"llama.cpp={path}", None, planned, LOAD)
     assert "--peer-model" in caught.value.remedy
+
+
+LLAMA_CPP = """
+import time
+
+__version__ = "0.0.1"
+
+
+class Llama:
+    def __init__(self, model_path, *, n_ctx, n_threads, n_threads_batch, n_gpu_layers, verbose):
+        assert model_path.endswith("model.gguf") and n_gpu_layers == 0 and n_threads == 1
+        self.room = n_ctx
+        print("noise")
+
+    def reset(self):
+        self.used = 0
+
+    def eval(self, tokens):
+        self.used += len(tokens)
+        assert self.used <= self.room
+        time.sleep(0.1 if len(tokens) > 1 else 0.02)
+
+    def sample(self, temp):
+        assert temp == 0
+        return 7
+"""
+
+
+def test_llama_cpp_python_stands_in_for_llama_bench(gguf, tmp_path, monkeypatch):
+    alone = Workload(prompt_tokens=6, new_tokens=4, sequences=1)
+    monkeypatch.setenv("PATH", "/nowhere")
+    (tmp_path / "llama_cpp.py").write_text(LLAMA_CPP)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert check_peer("llama.cpp") == ("llama.cpp", None)
+    peer = open_peer("llama.cpp", None, gguf, alone)
+    try:
+        found = peer.run([[1, 2, 3, 4, 5, 6]])
+        assert peer.facts.version == "llama-cpp-python 0.0.1"
+    finally:
+        peer.close()
+    assert 0.1 <= found.first_token_seconds < 1
+    assert 3 < found.decode_tokens_per_second <= 50
+    with pytest.raises(UsageError, match="one sequence at a time"):
+        open_peer("llama.cpp", None, gguf, LOAD)
 
 
 # --- what is not there ------------------------------------------------------------------------------------

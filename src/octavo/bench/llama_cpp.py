@@ -16,7 +16,7 @@ from octavo.bench.figures import Round, Workload
 from octavo.bench.peer import Checkpoint, PeerFacts
 from octavo.errors import IncompatibleModelError, UsageError
 
-_BENCH = "llama-bench"
+LLAMA_BENCH = "llama-bench"
 _BATCHED = "llama-batched-bench"
 
 
@@ -31,12 +31,7 @@ class LlamaCppPeer:
         device: str,
     ) -> None:
         """`program` is llama-bench; None: the one on PATH. Raises UsageError where it or a GGUF file is missing."""
-        if checkpoint.path is None or not checkpoint.path.is_file():
-            raise UsageError(
-                f"llama.cpp reads GGUF files, and {checkpoint.source.location} is none",
-                remedy="Name the same model as one: --peer-model FILE.gguf",
-            )
-        self._file = checkpoint.path
+        self._file = gguf_file(checkpoint)
         self._format = checkpoint.format or "full precision"
         self._bench = find_llama_bench(program)
         self._workload = workload
@@ -45,10 +40,10 @@ class LlamaCppPeer:
             self._options += ["-t", str(threads)]
         self._batched: Path | None = None
         if workload.sequences > 1:
-            self._batched = self._bench.with_name(self._bench.name.replace(_BENCH, _BATCHED))
+            self._batched = self._bench.with_name(self._bench.name.replace(LLAMA_BENCH, _BATCHED))
             if not self._batched.exists():
                 raise UsageError(
-                    f"{_BATCHED} is not beside {self._bench}, and {_BENCH} runs one sequence",
+                    f"{_BATCHED} is not beside {self._bench}, and {LLAMA_BENCH} runs one sequence",
                     remedy=f"Build llama.cpp's target {_BATCHED}, or use --batch 1.",
                 )
         self._version = "unknown"
@@ -128,13 +123,23 @@ def _row(line: str) -> dict[str, Any]:
     return row
 
 
+def gguf_file(checkpoint: Checkpoint) -> Path:
+    """Raises UsageError where the checkpoint is none."""
+    if checkpoint.path is None or not checkpoint.path.is_file():
+        raise UsageError(
+            f"llama.cpp reads GGUF files, and {checkpoint.source.location} is none",
+            remedy="Name the same model as one: --peer-model FILE.gguf",
+        )
+    return checkpoint.path
+
+
 def find_llama_bench(program: str | None) -> Path:
     """`program`, or the one on PATH. Raises UsageError."""
-    found = shutil.which(program or _BENCH)
+    found = shutil.which(program or LLAMA_BENCH)
     if found is None:
         raise UsageError(
-            f"{_BENCH} is not on PATH" if program is None else f"there is no program {program}",
+            f"{LLAMA_BENCH} is not on PATH" if program is None else f"there is no program {program}",
             remedy="Install llama.cpp, which has it (brew install llama.cpp, or build its target llama-bench), "
-            "or say where it is: --peer llama.cpp=PATH",
+            "or say where it is: --peer llama.cpp=PATH; or pip install llama-cpp-python",
         )
     return Path(found)

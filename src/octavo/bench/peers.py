@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from octavo.bench.figures import Workload
-from octavo.bench.llama_cpp import LlamaCppPeer, find_llama_bench
+from octavo.bench.llama_cpp import LLAMA_BENCH, LlamaCppPeer, find_llama_bench
+from octavo.bench.llama_cpp_python_peer import LlamaCppPythonPeer, is_installed
 from octavo.bench.peer import Checkpoint, Peer
 from octavo.bench.transformers_peer import DEFAULT_MODE, MODES, TransformersPeer, require_transformers
 from octavo.errors import UsageError
@@ -32,7 +34,7 @@ def check_peer(said: str) -> tuple[str, str | None]:
         )
     if name == TRANSFORMERS:
         require_transformers()
-    else:
+    elif not _by_binding(detail):
         find_llama_bench(detail or None)
     return name, detail or None
 
@@ -54,7 +56,14 @@ def open_peer(said: str, model: str | None, planned: PlannedModel, workload: Wor
             threads=config.threads,
             device=config.device,
         )
+    if _by_binding(detail):
+        return LlamaCppPythonPeer(checkpoint, workload, threads=config.threads, device=config.device)
     return LlamaCppPeer(checkpoint, workload, program=detail, threads=config.threads, device=config.device)
+
+
+def _by_binding(program: str | None) -> bool:
+    """llama-cpp-python stands in where no program is named and none is on PATH."""
+    return not program and shutil.which(LLAMA_BENCH) is None and is_installed()
 
 
 def _checkpoint(model: str | None, planned: PlannedModel) -> Checkpoint:

@@ -1,19 +1,16 @@
 """The process in which `bench --peer transformers` runs: loads the model, and answers prompts with timings.
 
-Reads JSON lines on standard input and writes one for each (`octavo.bench.child`). The first says what to load:
-model, revision, gguf_file, dtype, int8, compiled, threads, device; the others are {"prompts": [[id]], "new_tokens": n}.
+`octavo.bench.answering` says what is asked. To load: model, revision, gguf_file, dtype, int8, compiled, threads and
+device.
 Generation is `model.generate`, greedy, as its documentation has it; a streamer takes the times.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
-from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
+from octavo.bench.answering import serve
 from octavo.bench.memory import process_memory
 
 
@@ -108,28 +105,5 @@ def _quantize_linears(model: Any) -> None:
         setattr(model.get_submodule(parent), last, Int8Linear(linear))
 
 
-def answers(questions: Iterator[str]) -> Iterator[dict[str, Any]]:
-    try:
-        model = Model(json.loads(next(questions)))
-        yield model.facts
-        for question in questions:
-            yield model.run(**json.loads(question))
-    except Exception as error:  # the parent reports it; its text is all there is
-        text = str(error).strip().partition("\n")[0]
-        yield {"error": f"{type(error).__name__}: {text}"}
-
-
-def main() -> None:
-    with os.fdopen(os.dup(1), "w") as channel:
-        os.dup2(2, 1)  # what libraries print is not an answer
-        _serve(sys.stdin, channel)
-
-
-def _serve(questions: TextIO, channel: TextIO) -> None:
-    for answer in answers(iter(questions)):
-        channel.write(json.dumps(answer) + "\n")
-        channel.flush()
-
-
 if __name__ == "__main__":
-    main()
+    serve(Model)

@@ -37,7 +37,8 @@ def bench(
         str | None,
         typer.Option(
             help="Interleave another engine: transformers[=bf16|fp32|int8|bf16-compiled|fp32-compiled], or "
-            "llama.cpp[=PATH of llama-bench]."
+            "llama.cpp[=PATH of llama-bench].",
+            metavar="NAME",
         ),
     ] = None,
     peer_model: Annotated[
