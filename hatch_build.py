@@ -18,7 +18,8 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Never fails a build: without kernels Octavo runs on its reference runner, and says so."""
+        """Without kernels Octavo runs on its reference runner, and says so: a failure here fails no build, unless
+        OCTAVO_REQUIRE_KERNELS is set, as it is for wheels that are published."""
         if self.target_name != "wheel":
             return
         root = Path(self.root)
@@ -28,6 +29,8 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg]
                 root / "csrc", kernels.LIBRARY, jobs=os.cpu_count() or 1, objects=root / "build" / "cpu"
             )
         except (kernels.NoCompilerError, subprocess.CalledProcessError, OSError) as error:
+            if os.environ.get("OCTAVO_REQUIRE_KERNELS"):
+                raise
             self.app.display_warning(
                 f"octavo: CPU kernels not built ({error}); the slower reference runner takes their place. "
                 "Install a C++20 compiler (g++ 10, clang++ 12) and reinstall for the fast path."

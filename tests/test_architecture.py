@@ -27,19 +27,20 @@ _LAYERS: tuple[frozenset[str], ...] = tuple(
         "loading explanation generation",
         "frontend",
         "llm",
-        "evaluate",
+        "evaluate bench",
         "cli __main__",
     )
 )
 """From the bottom up: a module imports only from its own package and from layers below its own."""
 
 _ONLY_IN = {
-    "torch": ("runners/reference/", "evaluate/", "devices.py"),
+    "torch": ("runners/reference/", "evaluate/", "devices.py", "bench/transformers_child.py"),
     "triton": ("runners/cuda/",),
     "huggingface_hub": ("sources/hub.py",),
     "llguidance": ("text/grammar.py",),
-    "transformers": (),
+    "transformers": ("bench/transformers_child.py",),
     "bitsandbytes": (),
+    "llama_cpp": ("bench/llama_cpp_child.py",),
     "gguf": (),
     "pickle": (),
     "joblib": (),

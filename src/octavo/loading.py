@@ -136,7 +136,17 @@ def load_backend(
     except BaseException:
         runner.close()
         raise
-    return LoadedBackend(backend, weights.from_cache, weights.notices)
+    return LoadedBackend(backend, weights.from_cache, (*weights.notices, *_slower_runner(plan)))
+
+
+def _slower_runner(plan: LoadPlan) -> tuple[str, ...]:
+    """Why the fast runner of this CPU is not taken: what a user would otherwise only notice as slowness."""
+    if plan.config.device != "cpu":
+        return ()
+    return tuple(
+        f"the {plan.runner} runner takes the place of the faster {each.runner} runner: {each.reason}"
+        for each in plan.declined
+    )
 
 
 def _drafter(settings: Settings, runner: Runner) -> MakeDrafter | None:

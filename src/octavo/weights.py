@@ -202,13 +202,14 @@ class _Load:
 
     def key(self, fingerprint: str) -> str:
         """Of everything that decides the stored bytes: 32 hex digits."""
+        manifests = {chosen: chosen.to_manifest() for chosen in dict.fromkeys(self.formats.values())}
         return _sha256_json(
             {
                 "packing": PACKING_VERSION,
                 "fingerprint": fingerprint,
                 "layout": self.layout.id,
                 "parameters": [
-                    asdict(parameter) | {"format": self.formats[parameter.name].to_manifest()}
+                    asdict(parameter) | {"format": manifests[self.formats[parameter.name]]}
                     for parameter in self.parameters
                 ],
             }

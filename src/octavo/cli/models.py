@@ -147,7 +147,9 @@ def remove(name: _Name, *, said: Given) -> None:
 
 
 def _facts(source: ModelSource, settings: Settings) -> dict[str, Any]:
+    from octavo.evaluate.card_store import kept
     from octavo.models import build_model
+    from octavo.paths import cache_root
 
     spec, _ = build_model(source.config, source.naming, tensors=source.tensors)
     mixers = Counter((layer.mixer.heads, layer.mixer.kv_heads, layer.mixer.head_dim) for layer in spec.layers)
@@ -170,6 +172,7 @@ def _facts(source: ModelSource, settings: Settings) -> dict[str, Any]:
         "tokenizer": None if source.tokenizer is None else source.tokenizer.kind,
         "chat_template": source.chat_template is not None,
         "license": _license(source, settings),
+        "quality": list(kept(cache_root(settings.cache_dir), source.fingerprint).values()),
     }
 
 
@@ -195,5 +198,5 @@ def _in_words(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{readable_bytes(count)} as {dtype}" for dtype, count in value.items())
     if isinstance(value, list):
-        return ", ".join(str(each) for each in value)
+        return ("\n" if key == "quality" else ", ").join(str(each) for each in value)
     return f"{value:,}" if key == "parameters" else str(value)

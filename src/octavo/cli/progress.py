@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from octavo.cli.output import stderr_console
@@ -38,3 +38,19 @@ def progress_bars() -> Iterator[Progress | None]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as display:
         yield Bars(display)
+
+
+@contextlib.contextmanager
+def counting_bar(label: str, total: int) -> Iterator[Callable[[], None]]:
+    """One bar over `total` pieces of work, gone after it; call what it gives after each. Silent where nobody
+    watches."""
+    console = stderr_console()
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as display:
+        task = display.add_task(label, total=total)
+        yield lambda: display.advance(task)

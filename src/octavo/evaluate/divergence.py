@@ -1,47 +1,87 @@
-"""How far a model's next-token distributions are from another's on the same text: KL divergence and top-1
-agreement. Shape letters: T tokens, V vocabulary."""
+"""How far models are from a reference model on the same text: KL divergence, top-1 agreement, error after each layer.
+
+Every position of every segment counts, the first included. Shape letters: T tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-LogitsOf = Callable[[Sequence[int]], torch.Tensor]
-"""Token ids of one segment -> fp32 logits [T, V]."""
+from octavo.evaluate.estimates import Estimate, Share
+from octavo.evaluate.logits import Forward
+
+ForwardOf = Callable[[Sequence[int]], Forward]
+"""Token ids of one segment -> its hidden states and logits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Averages over tokens; `standard_error` is of the mean, taken over segments' tokens as independent."""
-
-    kl_nats: float
-    standard_error: float
-    top1_agreement: float
+    kl_nats: Estimate
+    """KL(reference || model) a token, in nats."""
+    top1_agreement: Share
+    layer_errors: tuple[float, ...]
+    """After each layer: the difference of the hidden states over the reference's, both as root mean squares."""
     tokens: int
 
 
 def divergences(
-    truth: LogitsOf, others: Mapping[str, LogitsOf], segments: Iterable[Sequence[int]]
+    truth: ForwardOf,
+    others: Mapping[str, ForwardOf],
+    segments: Iterable[Sequence[int]],
+    done: Callable[[], None] = lambda: None,
 ) -> dict[str, Divergence]:
-    """KL(truth || other) in nats a token, in float64, for each of the others; one segment's logits at a time."""
-    kls: dict[str, list[torch.Tensor]] = {name: [] for name in others}
-    agreements: dict[str, list[torch.Tensor]] = {name: [] for name in others}
+    """Of each of the others from `truth`, in float64; `done` is called after each model's pass over a segment."""
+    sums = {name: _Sums() for name in others}
     for segment in segments:
         expected = truth(segment)
-        best, logs = expected.argmax(-1), expected.double().log_softmax(-1)
+        done()
+        found = {}
         for name, other in others.items():
-            found = other(segment)
-            agreements[name].append(best == found.argmax(-1))
-            kls[name].append((logs.exp() * (logs - found.double().log_softmax(-1))).sum(-1))
-    return {name: _summary(torch.cat(kls[name]), torch.cat(agreements[name])) for name in others}
+            found[name] = other(segment)
+            sums[name].add_layers(expected, found[name])
+            done()
+        # A block of everybody's logits at a time: whole segments of them would take gigabytes.
+        blocks = {name: forward.logits() for name, forward in found.items()}
+        for logits in expected.logits():
+            logs = logits.double().log_softmax(-1)
+            best, probabilities = logits.argmax(-1), logs.exp()
+            for name, others_blocks in blocks.items():
+                sums[name].add_logits(best, logs, probabilities, next(others_blocks))
+    return {name: each.divergence() for name, each in sums.items()}
 
 
-def _summary(kl: torch.Tensor, agreement: torch.Tensor) -> Divergence:
-    return Divergence(
-        kl_nats=float(kl.mean()),
-        standard_error=float(kl.std() / len(kl) ** 0.5),
-        top1_agreement=float(agreement.double().mean()),
-        tokens=len(kl),
-    )
+@dataclass(slots=True)
+class _Sums:
+    kls: list[float] = field(default_factory=list)
+    hits: int = 0
+    errors: list[float] = field(default_factory=list)
+    """For each layer, the sum of squares of the difference so far."""
+    sizes: list[float] = field(default_factory=list)
+
+    def add_logits(
+        self, best: torch.Tensor, logs: torch.Tensor, probabilities: torch.Tensor, logits: torch.Tensor
+    ) -> None:
+        self.hits += int((best == logits.argmax(-1)).sum())
+        self.kls += (probabilities * (logs - logits.double().log_softmax(-1))).sum(-1).tolist()
+
+    def add_layers(self, expected: Forward, found: Forward) -> None:
+        if not self.errors:
+            self.errors, self.sizes = [0.0] * len(expected.layers), [0.0] * len(expected.layers)
+        for index, (wanted, got) in enumerate(zip(expected.layers, found.layers, strict=True)):
+            self.errors[index] += float((got - wanted).double().square().sum())
+            self.sizes[index] += float(wanted.double().square().sum())
+
+    def divergence(self) -> Divergence:
+        return Divergence(
+            kl_nats=Estimate.of(self.kls),
+            top1_agreement=Share.of(self.hits, len(self.kls)),
+            layer_errors=tuple(
+                math.sqrt(error / size) if size else 0.0
+                for error, size in zip(self.errors, self.sizes, strict=True)
+            ),
+            tokens=len(self.kls),
+        )

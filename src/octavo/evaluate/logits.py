@@ -1,11 +1,13 @@
-"""Logits of whole segments of text, straight from the reference model: what quantizing cost, and no more.
+"""Hidden states and logits of whole segments of text, straight from the reference model: what quantizing cost, and
+no more.
 
 Shape letters: T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,11 +19,30 @@ from octavo.runners.reference.model import ReferenceModel
 if TYPE_CHECKING:
     from octavo.weights import WeightStore
 
+BLOCK_TOKENS = 64
+"""Rows of logits made at a time: a vocabulary of 262,144 takes 64 MiB a block."""
 
-class SegmentLogits:
-    """Callable: token ids of a segment, at most `segment_tokens` -> fp32 logits [T, V] on the CPU.
 
-    Computes in fp32; takes the store's values and closes it.
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One segment through the model."""
+
+    layers: tuple[torch.Tensor, ...]
+    """After each layer, fp32 [T, hidden]."""
+    model: ReferenceModel
+
+    def logits(self) -> Iterator[torch.Tensor]:
+        """fp32 [at most BLOCK_TOKENS, V], in order: T rows together."""
+        with torch.inference_mode():
+            hidden = self.layers[-1]
+            for first in range(0, len(hidden), BLOCK_TOKENS):
+                yield self.model.logits(hidden[first : first + BLOCK_TOKENS])
+
+
+class SegmentModel:
+    """Callable: token ids of a segment, at most `segment_tokens` -> `Forward`.
+
+    Computes in fp32 on the CPU; takes the store's values and closes it.
     """
 
     def __init__(self, spec: ModelSpec, weights: WeightStore, segment_tokens: int) -> None:
@@ -33,6 +54,8 @@ class SegmentLogits:
         weights.close()
 
     @torch.inference_mode()
-    def __call__(self, token_ids: Sequence[int]) -> torch.Tensor:
+    def __call__(self, token_ids: Sequence[int]) -> Forward:
+        layers: list[torch.Tensor] = []
         spans = self._cache.spans(self._tables, 0, len(token_ids))
-        return self._model.logits(self._model.forward(torch.tensor(token_ids), 0, spans, self._cache))
+        self._model.forward(torch.tensor(token_ids), 0, spans, self._cache, each_layer=layers.append)
+        return Forward(tuple(layers), self._model)

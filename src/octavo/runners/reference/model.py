@@ -7,7 +7,7 @@ D head dim, S keys seen, N output rows, K input columns, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -110,9 +110,17 @@ class ReferenceModel:
             yield from (cos, sin)
 
     def forward(
-        self, token_ids: torch.Tensor, start: int, spans: tuple[Span, ...], cache: KVCache
+        self,
+        token_ids: torch.Tensor,
+        start: int,
+        spans: tuple[Span, ...],
+        cache: KVCache,
+        each_layer: Callable[[torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
-        """int64 [T] at positions start.. -> hidden states fp32 [T, hidden], before the final norm."""
+        """int64 [T] at positions start.. -> hidden states fp32 [T, hidden], before the final norm.
+
+        `each_layer` is given them after each layer.
+        """
         x = self.embedding[token_ids].float() * self.spec.embedding_multiplier
         span_of = {
             layer: span
@@ -132,6 +140,8 @@ class ReferenceModel:
                 x = x + mixed
                 fed = _apply(layer.norms["pre_ffn"], x)
             x = x + _apply(layer.norms["post_ffn"], layer.ffn(fed)) * scale
+            if each_layer is not None:
+                each_layer(x)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
