@@ -70,12 +70,16 @@ SCHEMAS = [
 ]
 
 
-@pytest.fixture(scope="session", params=["byte level", "sentencepiece"])
+@pytest.fixture(scope="session", params=["byte level", "sentencepiece", "tokenizer.model", "runs of spaces"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     if request.param == "byte level":
         made: Tokenizer = request.getfixturevalue("byte_level")
         return made
-    _, metadata = request.getfixturevalue("llama_like")
+    processor, metadata = request.getfixturevalue(
+        "gemma_like" if request.param == "runs of spaces" else "llama_like"
+    )
+    if request.param == "tokenizer.model":
+        return load_tokenizer(TokenizerSource("sentencepiece", data=processor.serialized_model_proto()))
     return load_tokenizer(TokenizerSource("gguf", metadata=metadata))
 
 
@@ -123,12 +127,12 @@ def test_every_way_through_a_schema_is_valid(
         schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
     )
     texts = [
-        walk(grammars, tokenizer, Grammar("json_schema", json.dumps(schema)), seed) for seed in range(12)
+        walk(grammars, tokenizer, Grammar("json_schema", json.dumps(schema)), seed) for seed in range(6)
     ]
     finished = [text for text in texts if text is not None]
     for text in finished:
         validator.validate(json.loads(text))
-    assert len(finished) >= 4, "too few ends to say anything"
+    assert len(finished) >= 2, "too few ends to say anything"
 
 
 def test_the_judge_can_refuse() -> None:
@@ -142,7 +146,7 @@ def test_the_judge_can_refuse() -> None:
 def test_every_way_through_an_expression_matches_it_whole(
     grammars: Grammars, tokenizer: Tokenizer, pattern: str
 ) -> None:
-    for seed in range(8):
+    for seed in range(5):
         text = walk(grammars, tokenizer, Grammar("regex", pattern), seed)
         assert text is not None
         assert re.fullmatch(pattern, text)
@@ -150,7 +154,7 @@ def test_every_way_through_an_expression_matches_it_whole(
 
 def test_every_way_through_rules_is_one_of_theirs(grammars: Grammars, tokenizer: Tokenizer) -> None:
     lark = 'start: sum\nsum: NUMBER ("+" NUMBER)*\nNUMBER: /[1-9][0-9]?/'
-    for seed in range(12):
+    for seed in range(6):
         text = walk(grammars, tokenizer, Grammar("lark", lark), seed)
         assert text is not None
         assert re.fullmatch(r"[1-9][0-9]?(\+[1-9][0-9]?)*", text)
