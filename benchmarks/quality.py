@@ -14,7 +14,7 @@ import pydoc_data.topics
 from dataclasses import asdict
 
 from octavo.evaluate.divergence import Divergence, divergences
-from octavo.evaluate.logits import SegmentModel
+from octavo.evaluate.logits import SegmentLogits
 from octavo.models import build_model
 from octavo.quant.logical_layout import REF1
 from octavo.sources.resolve import resolve
@@ -34,7 +34,7 @@ def segments(source: ModelSource, tokens: int) -> list[list[int]]:
     return [ids[i : i + SEGMENT_TOKENS] for i in range(0, len(ids), SEGMENT_TOKENS)]
 
 
-def logits_in(source: ModelSource, quant: str) -> tuple[SegmentModel, int]:
+def logits_in(source: ModelSource, quant: str) -> tuple[SegmentLogits, int]:
     """The model with its weights in a format, and the packed bytes."""
     spec, parameters = build_model(source.config, source.naming)
     weights = open_weights(
@@ -47,7 +47,7 @@ def logits_in(source: ModelSource, quant: str) -> tuple[SegmentModel, int]:
         cache_dir=None,
         use_cache=False,
     )
-    return SegmentModel(spec, weights, SEGMENT_TOKENS), weights.nbytes
+    return SegmentLogits(spec, weights, SEGMENT_TOKENS), weights.nbytes
 
 
 def measure(model: str | None, tokens: int) -> dict[str, tuple[Divergence, int]]:
@@ -73,8 +73,7 @@ def main() -> None:
     print(f"{'format':10} {'packed MB':>10} {'KL nats/token':>14} {'+- s.e.':>9} {'top-1':>7}")
     for name, (d, nbytes) in found.items():
         print(
-            f"{name:10} {nbytes / 1e6:10.1f} {d.kl_nats.mean:14.2e}"
-            f" {d.kl_nats.standard_error or 0:9.1e} {d.top1_agreement.value:7.3f}"
+            f"{name:10} {nbytes / 1e6:10.1f} {d.kl_nats:14.2e} {d.standard_error:9.1e} {d.top1_agreement:7.3f}"
         )
 
 
