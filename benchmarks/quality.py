@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from octavo.evaluate.divergence import Divergence, divergences
-from octavo.evaluate.logits import SegmentModel
+from octavo.evaluate.logits import SegmentLogits
 from octavo.models import build_model
 from octavo.models.parameters import Parameter
 from octavo.models.spec import ModelSpec
@@ -85,7 +85,7 @@ class Model:
     parameters: Sequence[Parameter]
     tensors: Mapping[str, TensorRef]
 
-    def logits(self, formats: Mapping[str, Format]) -> SegmentModel:
+    def logits(self, formats: Mapping[str, Format]) -> SegmentLogits:
         weights = open_weights(
             model="measured",
             fingerprint="",
@@ -96,7 +96,7 @@ class Model:
             cache_dir=None,
             use_cache=False,
         )
-        return SegmentModel(self.spec, weights, SEGMENT_TOKENS)
+        return SegmentLogits(self.spec, weights, SEGMENT_TOKENS)
 
     def matrices(self) -> Iterator[Parameter]:
         """Those of the layers."""
@@ -222,8 +222,8 @@ def main() -> None:
     for name, measured in found.items():
         d = measured.divergence
         print(
-            f"{name:10} {measured.packed_bytes / 1e6:10.1f} {measured.bits_a_weight:6.3f} {d.kl_nats.mean:14.2e} "
-            f"{d.kl_nats.standard_error or 0:9.1e} {d.top1_agreement.value:7.3f}"
+            f"{name:10} {measured.packed_bytes / 1e6:10.1f} {measured.bits_a_weight:6.3f} {d.kl_nats:14.2e} "
+            f"{d.standard_error:9.1e} {d.top1_agreement:7.3f}"
         )
 
 

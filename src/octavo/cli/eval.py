@@ -155,7 +155,7 @@ def _table(found: Evaluation) -> Table:
     def distance(each: FormatQuality) -> list[str]:
         if each.divergence is None:
             return []
-        kl, top1 = each.divergence.kl_nats, each.divergence.top1_agreement
+        kl, top1 = each.divergence.kl, each.divergence.agreement
         return [
             f"{kl.mean:.2e}{plus_minus(kl, '.0e')}",
             f"{top1.value:.1%} ({top1.low:.1%} .. {top1.high:.1%})",

@@ -20,12 +20,26 @@ ForwardOf = Callable[[Sequence[int]], Forward]
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    kl_nats: Estimate
+    kl: Estimate
     """KL(reference || model) a token, in nats."""
-    top1_agreement: Share
+    agreement: Share
+    """Of positions whose most probable token is the same."""
     layer_errors: tuple[float, ...]
     """After each layer: the difference of the hidden states over the reference's, both as root mean squares."""
     tokens: int
+
+    @property
+    def kl_nats(self) -> float:
+        return self.kl.mean
+
+    @property
+    def standard_error(self) -> float:
+        """Of `kl_nats`; NaN where the text is too short to say."""
+        return math.nan if self.kl.standard_error is None else self.kl.standard_error
+
+    @property
+    def top1_agreement(self) -> float:
+        return self.agreement.value
 
 
 def divergences(
@@ -77,8 +91,8 @@ class _Sums:
 
     def divergence(self) -> Divergence:
         return Divergence(
-            kl_nats=Estimate.of(self.kls),
-            top1_agreement=Share.of(self.hits, len(self.kls)),
+            kl=Estimate.of(self.kls),
+            agreement=Share.of(self.hits, len(self.kls)),
             layer_errors=tuple(
                 math.sqrt(error / size) if size else 0.0
                 for error, size in zip(self.errors, self.sizes, strict=True)

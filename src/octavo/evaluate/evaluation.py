@@ -31,7 +31,7 @@ from octavo.weights import choose_formats, open_weights
 
 if TYPE_CHECKING:
     from octavo.evaluate.divergence import Divergence
-    from octavo.evaluate.logits import SegmentModel
+    from octavo.evaluate.logits import SegmentLogits
 
 SEGMENT_TOKENS = 512
 SPEED_PROMPT_TOKENS = 16
@@ -161,8 +161,8 @@ def _from_reference(prepared: Prepared, reference: QuantName, bar: Bar) -> dict[
         return divergences(truth, others, prepared.segments.ids, done)
 
 
-def _segment_model(planned: PlannedModel, quant: str) -> SegmentModel:
-    from octavo.evaluate.logits import SegmentModel
+def _segment_model(planned: PlannedModel, quant: str) -> SegmentLogits:
+    from octavo.evaluate.logits import SegmentLogits
 
     weights = open_weights(
         model=planned.source.location,
@@ -174,7 +174,7 @@ def _segment_model(planned: PlannedModel, quant: str) -> SegmentModel:
         cache_dir=None,
         use_cache=False,
     )
-    return SegmentModel(planned.spec, weights, planned.plan.context.tokens)
+    return SegmentLogits(planned.spec, weights, planned.plan.context.tokens)
 
 
 def _require_memory(planned: Mapping[str, PlannedModel], reference: QuantName) -> None:

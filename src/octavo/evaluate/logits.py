@@ -39,7 +39,7 @@ class Forward:
                 yield self.model.logits(hidden[first : first + BLOCK_TOKENS])
 
 
-class SegmentModel:
+class SegmentLogits:
     """Callable: token ids of a segment, at most `segment_tokens` -> `Forward`.
 
     Computes in fp32 on the CPU; takes the store's values and closes it.

@@ -57,5 +57,5 @@ def yerror_of(error: float | None) -> float | None:
 
 
 def _quality(each: FormatQuality) -> tuple[float, float | None]:
-    estimate = each.perplexity if each.divergence is None else each.divergence.kl_nats
+    estimate = each.perplexity if each.divergence is None else each.divergence.kl
     return estimate.mean, estimate.standard_error

@@ -35,7 +35,7 @@ class FormatQuality:
         """`int8: perplexity 24.1 ± 0.6, KL 2.1e-03 ± 1e-04 nats, top-1 97.3 % (96.8 .. 97.7)`."""
         words = [f"perplexity {self.perplexity.mean:.2f}{plus_minus(self.perplexity, '.2f')}"]
         if self.divergence is not None:
-            kl, top1 = self.divergence.kl_nats, self.divergence.top1_agreement
+            kl, top1 = self.divergence.kl, self.divergence.agreement
             words.append(f"KL {kl.mean:.2e}{plus_minus(kl, '.0e')} nats")
             words.append(f"top-1 {top1.value:.1%} ({top1.low:.1%} .. {top1.high:.1%})")
         return f"{self.format}: {', '.join(words)}"
@@ -70,11 +70,9 @@ def plus_minus(estimate: Estimate, form: str) -> str:
 
 def _format_json(quality: FormatQuality) -> dict[str, Any]:
     facts = dataclasses.asdict(quality)
-    facts["perplexity"] = _estimate_json(quality.perplexity)
+    facts["perplexity"]["interval95"] = quality.perplexity.interval95
     if quality.divergence is not None:
-        facts["divergence"]["kl_nats"] = _estimate_json(quality.divergence.kl_nats)
+        divergence = facts["divergence"]
+        divergence["kl_nats"] = {**divergence.pop("kl"), "interval95": quality.divergence.kl.interval95}
+        divergence["top1_agreement"] = divergence.pop("agreement")
     return facts
-
-
-def _estimate_json(estimate: Estimate) -> dict[str, Any]:
-    return {**dataclasses.asdict(estimate), "interval95": estimate.interval95}
