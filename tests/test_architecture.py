@@ -28,6 +28,7 @@ _LAYERS: tuple[frozenset[str], ...] = tuple(
         "frontend",
         "llm",
         "evaluate",
+        "server",
         "cli __main__",
     )
 )
@@ -44,6 +45,10 @@ _ONLY_IN = {
     "pickle": (),
     "joblib": (),
     "dill": (),
+    "starlette": ("server/",),
+    "uvicorn": ("server/",),
+    "msgpack": ("server/wire.py",),
+    "prometheus_client": ("server/metrics.py",),
 }
 """Library -> where it may be imported. devices.py asks torch only whether its build has CUDA."""
 

@@ -68,6 +68,11 @@ class Driver:
         self.stop()
         self._thread.join()
 
+    def wait(self) -> Exception | None:
+        """Wait until it has ended, by `close` or by itself; what the backend raised in the latter case."""
+        self._thread.join()
+        return self._failure
+
     def _run(self) -> None:
         try:
             while not self._closing:

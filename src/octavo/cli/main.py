@@ -23,6 +23,7 @@ from octavo.cli.generate import generate
 from octavo.cli.options import Invocation
 from octavo.cli.plan import plan
 from octavo.cli.report import report
+from octavo.cli.serve import serve
 from octavo.errors import NotEnoughDiskError, NotEnoughMemoryError, OctavoError, UsageError
 from octavo.version import __version__
 
@@ -35,6 +36,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(plan)
 app.command()(explain)
+app.command()(serve)
 app.add_typer(models.app, name="models")
 app.add_typer(cache.app, name="cache")
 app.command()(config.config)
