@@ -62,8 +62,7 @@ def serve(
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         note(f"serving {', '.join(each.name for each in served)} at http://{shown}:{port}/v1")
 
-    if code := run(settings, served, keys, started):
-        raise typer.Exit(code)
+    run(settings, served, keys, started)
 
 
 def _served(given: str | None, loading: dict[str, Any]) -> ServedModel:

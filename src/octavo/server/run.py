@@ -73,14 +73,11 @@ class Server:
         self._stopping: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
 
-    async def run(self, started: Callable[[int], None]) -> int:
-        """Serve until told to stop; the exit code. `started` is called with the port, once it listens.
+    async def run(self, started: Callable[[int], None]) -> None:
+        """Serve until `stop`. `started` is called with the port, once it listens.
 
         Raises DeviceError where the address is taken.
         """
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
         try:
             await self.service.models.start(preload=self._settings.preload)
             serving = asyncio.create_task(self._serve())
@@ -92,9 +89,6 @@ class Server:
         finally:
             await self.service.models.close()
             self.service.threads.shutdown(wait=False, cancel_futures=True)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
-        return 0
 
     async def _serve(self) -> None:
         try:
@@ -136,17 +130,30 @@ class Server:
 
 
 def serve(
-    settings: ServerSettings, served: Sequence[ServedModel], keys: Keys, started: Callable[[int], None]
-) -> int:
-    """Serve in this process until a signal ends it; the exit code."""
+    settings: ServerSettings,
+    served: Sequence[ServedModel],
+    keys: Keys,
+    started: Callable[[int], None],
+    *,
+    command: Sequence[str] = WORKER_COMMAND,
+) -> None:
+    """Serve in this process until a signal ends it. Raises what `Server.run` raises."""
     os.umask(0o077)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     # What asyncio says of a connection that broke would name its address.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    return asyncio.run(_main(settings, served, keys, started))
+    asyncio.run(_until_signalled(settings, served, keys, started, command))
 
 
-async def _main(
-    settings: ServerSettings, served: Sequence[ServedModel], keys: Keys, started: Callable[[int], None]
-) -> int:
-    return await Server(settings, served, keys).run(started)
+async def _until_signalled(
+    settings: ServerSettings,
+    served: Sequence[ServedModel],
+    keys: Keys,
+    started: Callable[[int], None],
+    command: Sequence[str],
+) -> None:
+    server = Server(settings, served, keys, command=command)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    await server.run(started)
