@@ -48,7 +48,12 @@ class Harness:
         until(lambda: self.client.get("/ready").status_code == 200, seconds)
 
     def chat(self, content: str, **more: Any) -> httpx.Response:
-        body = {"model": self.model, "messages": [{"role": "user", "content": content}], "max_tokens": 32, **more}
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 32,
+            **more,
+        }
         return self.client.post("/v1/chat/completions", json=body)
 
     def complete(self, prompt: Any, **more: Any) -> httpx.Response:
@@ -83,7 +88,10 @@ def running_server(
         found["loop"] = asyncio.get_running_loop()
         models = served or (served_model(),)
         server = found["server"] = Server(
-            ServerSettings(**{"port": 0, "drain_seconds": 1, **settings}), models, keys or Keys(()), command=command
+            ServerSettings(**{"port": 0, "drain_seconds": 1, **settings}),
+            models,
+            keys or Keys(()),
+            command=command,
         )
 
         def note(port: int) -> None:

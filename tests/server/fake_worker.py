@@ -65,7 +65,12 @@ def tokenizer_json() -> bytes:
                 "use_regex": False,
             },
             "post_processor": None,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+            "decoder": {
+                "type": "ByteLevel",
+                "add_prefix_space": True,
+                "trim_offsets": True,
+                "use_regex": True,
+            },
             "model": {
                 "type": "BPE",
                 "dropout": None,
@@ -203,7 +208,10 @@ class FakeBackend:
 
     def info(self):
         running, waiting = len(self.running), len(self.waiting)
-        return {"memory": {"weights": 1000}, "engine": {**self.counts, "running": running, "waiting": waiting}}
+        return {
+            "memory": {"weights": 1000},
+            "engine": {**self.counts, "running": running, "waiting": waiting},
+        }
 
     def close(self):
         with self.lock:

@@ -42,7 +42,9 @@ def test_a_stream_is_the_whole_answer_in_pieces(fake):
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     assert text == whole["choices"][0]["message"]["content"] == "Grüße, 世界 🎉!stop"
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
-    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks if chunk["choices"][0]["finish_reason"]] == ["stop"]
+    assert [
+        chunk["choices"][0]["finish_reason"] for chunk in chunks if chunk["choices"][0]["finish_reason"]
+    ] == ["stop"]
 
 
 def test_without_include_usage_no_chunk_has_usage(fake):
@@ -142,8 +144,17 @@ def test_unknown_model(fake):
 
 def test_boundary_of_the_context(fake):
     """Figure 39: prompt and answer fill the context exactly, or the request is refused with both numbers."""
-    empty = fake.client.post("/tokenize", json={"messages": [{"role": "user", "content": "x"}]}).json()["count"] - 1
-    for prompt, most, status in ((511, 1, 200), (511, 2, 400), (512, 1, 400), (512, None, 400), (513, None, 400)):
+    empty = (
+        fake.client.post("/tokenize", json={"messages": [{"role": "user", "content": "x"}]}).json()["count"]
+        - 1
+    )
+    for prompt, most, status in (
+        (511, 1, 200),
+        (511, 2, 400),
+        (512, 1, 400),
+        (512, None, 400),
+        (513, None, 400),
+    ):
         body = {} if most is None else {"max_tokens": most}
         response = fake.chat("a" * (prompt - empty), **{"max_tokens": None, **body})
         assert response.status_code == status, (prompt, most, response.text)

@@ -91,11 +91,19 @@ def test_what_is_over_a_limit_is_named(fake, body, param):
 
 @pytest.mark.parametrize(
     "body",
-    [{"prompt": ["a"] * 64}, {"prompt": "a", "n": 16}, {"prompt": "a", "logprobs": 20}, {"prompt": "a", "stop": ["x"] * 16}],
+    [
+        {"prompt": ["a"] * 64},
+        {"prompt": "a", "n": 16},
+        {"prompt": "a", "logprobs": 20},
+        {"prompt": "a", "stop": ["x"] * 16},
+    ],
 )
 def test_what_is_at_a_limit_is_honoured(fake, body):
     """Figure 6: at the cap 200."""
-    assert fake.client.post("/v1/completions", json={"model": "fake", "max_tokens": 1, **body}).status_code == 200
+    assert (
+        fake.client.post("/v1/completions", json={"model": "fake", "max_tokens": 1, **body}).status_code
+        == 200
+    )
 
 
 @pytest.mark.parametrize("prompt", [[], [[]], "", [259], [-1], [2**31], [2**63], [[97], [300]]])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +46,7 @@ def serve(
     Settings of loading hold for all models; [models.NAME] in octavo.toml says them for one.
     """
     from octavo.server.access import read_keys
+    from octavo.server.logs import log_to_stderr
     from octavo.server.run import serve as run
 
     settings = ServerSettings(**{name: said[name] for name in _SERVING if name in said})
@@ -56,7 +55,7 @@ def serve(
     loading = {name: said[name] for name in _LOADING if name in said}
     served = [_served(given, loading) for given in (model or (None,))]
     _refuse_shared_names(served)
-    _log_to_stderr()
+    log_to_stderr()
 
     def started(port: int) -> None:
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -111,12 +110,3 @@ def _refuse_shared_names(served: list[ServedModel]) -> None:
                     f"two models are called {name}", remedy="Give each --model a NAME= of its own."
                 )
             seen.add(name)
-
-
-def _log_to_stderr() -> None:
-    """Ids, counts and timings, one line a request; never what anybody wrote."""
-    log = logging.getLogger("octavo")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG if os.environ.get("OCTAVO_DEBUG") else logging.INFO)

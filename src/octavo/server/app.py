@@ -21,7 +21,7 @@ from octavo.server.access import OPEN_PATHS, Keys, check_host
 from octavo.server.chat import chat
 from octavo.server.completions import completions
 from octavo.server.exchange import ClientGone, Exchange, Receive, Scope, Send
-from octavo.server.faults import HttpFault, fault_from, unavailable
+from octavo.server.faults import HttpFault, bad_request, fault_from, unavailable
 from octavo.server.openapi import openapi
 from octavo.server.service import Service
 
@@ -120,6 +120,9 @@ class App:
 
     def _check(self, scope: Scope, exchange: Exchange, path: str) -> None:
         settings = self.service.settings
+        if exchange.header("transfer-encoding") and exchange.header("content-length"):
+            # h11 would go by the chunks; whoever stands in front may have gone by the length.
+            raise bad_request("a body has a length or chunks, not both", code="invalid_http")
         check_host(exchange.header("host"), settings.host, settings.allow_host, has_keys=bool(self._keys))
         if self._keys and path not in OPEN_PATHS:
             key = self._keys.find(exchange.header("authorization"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import socket
 import sys
 from typing import Any
 
@@ -14,6 +15,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from octavo.server.faults import HttpFault
 from octavo.server.settings import ServerSettings
+
+SEND_BUFFER_BYTES = 128 << 10
+"""What the system holds for a client that does not read; it would take megabytes."""
 
 
 def protocol_class(settings: ServerSettings) -> type[asyncio.Protocol]:
@@ -33,6 +37,9 @@ class _BoundedProtocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._waiting: asyncio.TimerHandle | None = None
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         if len(self.connections) > self.max_connections:
             self._end_with(HttpFault(503, "too many connections", "too_many_connections", "server_error"))
             return

@@ -212,7 +212,8 @@ class Models:
     async def _wait_for_load(self, entry: _Entry, timeout_seconds: float, deadline: float) -> None:
         try:
             # Shielded: who gives up waiting does not end a load that others wait for too.
-            await asyncio.wait_for(asyncio.shield(self._load_task(entry)), deadline - time.monotonic())
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await asyncio.shield(self._load_task(entry))
         except TimeoutError:
             raise unavailable(
                 f"{entry.served.name} is still {entry.state}; it was waited for {timeout_seconds:g} s",

@@ -139,9 +139,6 @@ def serve(
 ) -> None:
     """Serve in this process until a signal ends it. Raises what `Server.run` raises."""
     os.umask(0o077)
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    # What asyncio says of a connection that broke would name its address.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     asyncio.run(_until_signalled(settings, served, keys, started, command))
 
 

@@ -104,24 +104,40 @@ class Running:
     async def __aiter__(self) -> AsyncIterator[list[Piece]]:
         """What is new, sequence by sequence, until all have ended.
 
-        Raises the first error of any sequence, and HttpFault 504 where one takes longer than it may.
+        Raises the first error of any sequence, after what came before it, and HttpFault 504 where one takes
+        longer than it may.
         """
         while self._keys:
             await self._wait()
-            events, self._events = self._events, []
-            self._news.clear()
-            pieces: dict[int, Piece] = {}
-            for index, event, came_at in events:
-                if index in self._keys:
-                    self._take(pieces.setdefault(index, Piece(index)), event, came_at)
-            yield list(pieces.values())
+            pieces, error = self._news_of()
+            if pieces:
+                yield pieces
+            if error is not None:
+                raise error
+
+    def _news_of(self) -> tuple[list[Piece], Exception | None]:
+        events, self._events = self._events, []
+        self._news.clear()
+        pieces: dict[int, Piece] = {}
+        for index, event, came_at in events:
+            if index not in self._keys:
+                continue
+            piece = pieces.get(index) or Piece(index)
+            try:
+                self._take(piece, event, came_at)
+            except Exception as error:
+                return list(pieces.values()), error
+            pieces[index] = piece
+        return list(pieces.values()), None
 
     async def _wait(self) -> None:
         begun = len(self._begun) == len(self._requests)
         limit = self._request_seconds if begun else min(self._queue_seconds, self._request_seconds)
         left = self.timing.started + limit - time.perf_counter()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), max(0.0, left))
+            # Not wait_for: up to Python 3.11 it loses a cancellation that comes together with an event.
+            async with asyncio.timeout(max(0.0, left)):
+                await self._news.wait()
         if not self._events:
             what = "took longer than it may" if begun else "waited too long for its first token"
             raise HttpFault(

@@ -65,7 +65,8 @@ class Child:
     async def end(self, grace_seconds: float = _GRACE_SECONDS) -> None:
         """Wait for it to end by itself, then kill it."""
         try:
-            await asyncio.wait_for(self.wait(), grace_seconds)
+            async with asyncio.timeout(grace_seconds):
+                await self.wait()
         except TimeoutError:
             self.kill()
             await self.wait()

@@ -8,6 +8,7 @@ goes away, or when its engine breaks: a front can then start another. Listens to
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import queue
@@ -22,8 +23,9 @@ from typing import Any
 
 from octavo.backends.base import Backend
 from octavo.backends.driver import Driver
-from octavo.errors import OctavoError
+from octavo.errors import ClosedError, OctavoError
 from octavo.server import wire
+from octavo.server.logs import log_to_stderr
 from octavo.settings import Settings
 from octavo.types import FinishReason, ModelSource, Progress, TokenEvent
 from octavo.version import __version__
@@ -90,6 +92,10 @@ class Outbox:
         return message is not None
 
 
+_BROKE = ClosedError("the model's engine stopped", remedy="Try again: it is being restarted.")
+"""For every request that was open when it did; what it raised is for the log."""
+
+
 class Requests:
     """The front's keys and the engine's ids, which a request has from submission to its last event."""
 
@@ -124,6 +130,8 @@ class Requests:
             with self._lock:
                 if self._ids.pop(key, None) is None:
                     self._ended_early.add(key)
+        if event.error is not None and event.error is self._driver.failure:
+            event = dataclasses.replace(event, error=_BROKE)
         self._outbox.put(wire.event_of(key, event))
 
 
@@ -270,6 +278,7 @@ def _own_memory() -> Mapping[str, int]:
 
 def main(arguments: list[str], load: Loader = load_model) -> int:
     """`arguments`: the number of the inherited socket."""
+    log_to_stderr()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front's to handle: it drains
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     connection = socket.socket(fileno=int(arguments[0]))

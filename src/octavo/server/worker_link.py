@@ -101,7 +101,8 @@ class WorkerLink:
         self._facts.append(answer)
         self._send(wire.AskFacts())
         try:
-            return await asyncio.wait_for(asyncio.shield(answer), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                return await answer
         except TimeoutError:
             return {}
 
