@@ -23,6 +23,7 @@ from octavo.server.completions import completions
 from octavo.server.exchange import ClientGone, Exchange, Receive, Scope, Send
 from octavo.server.faults import HttpFault, bad_request, fault_from, unavailable
 from octavo.server.openapi import openapi
+from octavo.server.responses import responses
 from octavo.server.service import Service
 
 Handler = Callable[[Service, Exchange], Awaitable[None]]
@@ -42,6 +43,7 @@ class RouteSpec:
 ROUTES: Sequence[RouteSpec] = (
     RouteSpec("POST", "/v1/chat/completions", chat, generates=True),
     RouteSpec("POST", "/v1/completions", completions, generates=True),
+    RouteSpec("POST", "/v1/responses", responses, generates=True),
     RouteSpec("GET", "/v1/models", model_routes.list_models),
     RouteSpec("GET", "/v1/models/{name:path}", model_routes.show_model),
     RouteSpec("POST", "/tokenize", model_routes.tokenize),

@@ -16,6 +16,7 @@ from octavo.version import __version__
 _BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": schema.ChatRequest,
     "/v1/completions": schema.CompletionRequest,
+    "/v1/responses": schema.ResponsesRequest,
     "/tokenize": schema.TokenizeRequest,
     "/detokenize": schema.DetokenizeRequest,
 }
@@ -122,6 +123,14 @@ _ANSWERS: dict[str, Any] = {
     "/v1/completions": _answer(
         "text_completion",
         _object(index=_NUMBER, finish_reason=_FINISH, text=_TEXT, logprobs={"type": ["object", "null"]}),
+    ),
+    "/v1/responses": _object(
+        id=_TEXT,
+        object={"const": "response"},
+        status={"enum": ["completed", "incomplete"]},
+        model=_TEXT,
+        output={"type": "array", "items": {"type": "object"}},
+        usage={"type": "object"},
     ),
     "/v1/models": _object(object={"const": "list"}, data={"type": "array", "items": _CARD}),
     "/v1/models/{name}": _CARD,

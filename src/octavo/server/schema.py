@@ -180,6 +180,75 @@ class CompletionRequest(_Sampled):
     suffix: StrictStr | None = refused("no model here fills in the middle")
 
 
+class InputItem(BaseModel):
+    """A message; other items are recognised to be refused by name."""
+
+    model_config = ConfigDict(extra="allow")
+    type: StrictStr | None = None
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: Content = None
+
+
+class TextFormat(_Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    name: StrictStr | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    description: StrictStr | None = None
+    strict: StrictBool | None = None
+
+    def as_chat(self) -> ResponseFormat:
+        """The same in the words of chat completions."""
+        if self.type != "json_schema":
+            return ResponseFormat(type=self.type)
+        values = {"name": self.name or "answer", "schema": self.schema_, "strict": self.strict}
+        return ResponseFormat(type="json_schema", json_schema=JsonSchema.model_validate(values))
+
+
+class ResponseText(_Strict):
+    format: TextFormat | None = None
+    verbosity: StrictStr | None = None
+
+
+class ResponsesRequest(_Strict):
+    """POST /v1/responses"""
+
+    model: StrictStr = honoured("a name of /v1/models", default=...)
+    input: StrictStr | list[InputItem] = honoured("text, or message items with text", default=...)
+    instructions: StrictStr | None = honoured("a system message in front")
+    max_output_tokens: StrictInt | None = honoured("default: what is left of the context")
+    temperature: Number | None = honoured("0 to 100; 0 is greedy")
+    top_p: Number | None = honoured("above 0, at most 1")
+    top_k: StrictInt | None = honoured("0 is off; not OpenAI's")
+    min_p: Number | None = honoured("0 to 1; not OpenAI's")
+    seed: StrictInt | None = honoured("same seed, same tokens; not OpenAI's")
+    stop: StrictStr | list[StrictStr] | None = honoured("up to 16 strings; not OpenAI's")
+    stream: StrictBool | None = honoured("named events, numbered in order")
+    text: ResponseText | None = honoured("format text, json_object or json_schema; verbosity has no effect")
+    tools: list[dict[str, Any]] | None = refused("tool calls are not served yet")
+    tool_choice: StrictStr | dict[str, Any] | None = honoured('"none" and "auto" without tools')
+    truncation: StrictStr | None = honoured('only "disabled": prompts are never cut')
+    store: StrictBool | None = honoured("only false: nothing is kept")
+    background: StrictBool | None = honoured("only false")
+    cache_salt: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = honoured(
+        "separates prefix reuse further than the API key does"
+    )
+    previous_response_id: StrictStr | None = refused("nothing is kept between requests: send the whole input")
+    conversation: StrictStr | dict[str, Any] | None = refused("nothing is kept between requests")
+    include: list[StrictStr] | None = refused("there is nothing more to include")
+    prompt: dict[str, Any] | None = refused("there are no stored prompts")
+    reasoning: dict[str, Any] | None = refused("reasoning is not separated yet")
+    top_logprobs: StrictInt | None = refused("use /v1/chat/completions for logprobs")
+    max_tool_calls: StrictInt | None = ignored("there are no tool calls")
+    parallel_tool_calls: StrictBool | None = ignored("there are no tool calls")
+    stream_options: StreamOptions | None = ignored("usage comes with the last event anyway")
+    metadata: dict[str, Any] | None = honoured("given back as it is")
+    user: StrictStr | None = ignored("no accounts here")
+    service_tier: StrictStr | None = ignored("there is one tier")
+    safety_identifier: StrictStr | None = ignored("no accounts here")
+    prompt_cache_key: StrictStr | None = ignored("equal prefixes are found without it")
+    prompt_cache_retention: StrictStr | None = ignored("kept as long as there is room")
+
+
 class TokenizeRequest(_Strict):
     """POST /tokenize"""
 
