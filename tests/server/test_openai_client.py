@@ -128,12 +128,10 @@ def test_errors_are_its_classes(fake, client):
 
 
 def test_an_error_in_a_stream_raises(fake, client):
-    with pytest.raises(openai.APIError) as caught:  # noqa: PT012
-        with client.chat.completions.create(
-            model="fake", messages=[{"role": "user", "content": "!nan:9 !slow:20 x"}], stream=True
-        ) as stream:
-            for _ in stream:
-                pass
+    messages = [{"role": "user", "content": "!nan:9 !slow:20 x"}]
+    with client.chat.completions.create(model="fake", messages=messages, stream=True) as stream:
+        with pytest.raises(openai.APIError) as caught:
+            list(stream)
     assert caught.value.code == "numerical_error"
 
 

@@ -19,9 +19,6 @@ from octavo.settings import Settings
 if TYPE_CHECKING:
     from octavo.server.models import ServedModel
 
-DEFAULT_SEQUENCES = 8
-"""--max-sequences where nobody says it: a server has company."""
-
 _LOADING = [each.name for each in dataclasses.fields(Settings) if each.name != "model"]
 _SERVING = [each.name for each in dataclasses.fields(ServerSettings)]
 
@@ -72,12 +69,9 @@ def _served(given: str | None, loading: dict[str, Any]) -> ServedModel:
     note_all(configuration.notices)
     resolved = configuration.resolve()
     check(resolved)
-    settings = resolved.settings
-    if "max_sequences" not in resolved.origins:
-        settings = dataclasses.replace(settings, max_sequences=DEFAULT_SEQUENCES)
     if not names:
-        names = (_name_of(target or settings.model),)
-    return ServedModel(names[0], names[1:], settings, resolved.sampling)
+        names = (_name_of(target or resolved.settings.model),)
+    return ServedModel(names[0], names[1:], resolved.settings, resolved.sampling)
 
 
 def split_name(given: str | None) -> tuple[tuple[str, ...], str | None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from octavo.server.answer import Delta
 from octavo.server.exchange import Exchange
 from octavo.server.models import Resident
 from octavo.server.prepare import Prepared, ignored_in_messages, prepare_chat
@@ -13,6 +12,7 @@ from octavo.server.running import Piece, Running, collect
 from octavo.server.schema import ChatRequest, read
 from octavo.server.service import Service, fingerprint, usage_of
 from octavo.server.tokens_json import TokenNames, chat_logprobs
+from octavo.text.answer import AnswerDelta, AnswerParser
 
 
 async def chat(service: Service, exchange: Exchange) -> None:
@@ -66,7 +66,7 @@ async def _whole(exchange: Exchange, about: _About, running: Running) -> None:
     choices = []
     for piece in pieces:
         parser = about.prepared.parser()
-        deltas = (parser.push(piece.text), parser.finish())
+        deltas = [*parser.push(piece.text), *parser.finish()]
         message: dict[str, Any] = {
             "role": "assistant",
             "content": "".join(delta.content for delta in deltas),
@@ -79,7 +79,7 @@ async def _whole(exchange: Exchange, about: _About, running: Running) -> None:
                 "index": piece.index,
                 "message": message,
                 "logprobs": about.logprobs(piece),
-                "finish_reason": finish_reason(piece),
+                "finish_reason": finish_reason(piece, parser),
                 "seed": about.prepared.requests[piece.index].sampling.seed,
             }
         )
@@ -112,14 +112,16 @@ async def _stream(exchange: Exchange, about: _About, running: Running) -> None:
             if index not in begun:
                 begun.add(index)
                 await chunk(index, {"role": "assistant", "content": "", "refusal": None})
-            delta = parser.push(piece.text)
-            if not delta.is_empty or piece.logprobs:
-                await chunk(index, delta_json(delta), logprobs=about.logprobs(piece))
+            deltas = parser.push(piece.text)
             if piece.completion is not None:
-                if not (rest := parser.finish()).is_empty:
-                    await chunk(index, delta_json(rest))
+                deltas += parser.finish()
+            logprobs = about.logprobs(piece)
+            for delta in deltas or ([AnswerDelta()] if piece.logprobs else []):
+                await chunk(index, delta_json(delta), logprobs=logprobs)
+                logprobs = None  # with the first of this piece's deltas, once
+            if piece.completion is not None:
                 seed = about.prepared.requests[index].sampling.seed
-                await chunk(index, {}, finish_reason=finish_reason(piece), seed=seed)
+                await chunk(index, {}, finish_reason=finish_reason(piece, parser), seed=seed)
                 done.append(piece)
     usage = usage_of(about.prepared, done)
     exchange.facts.update(usage)
@@ -128,15 +130,12 @@ async def _stream(exchange: Exchange, about: _About, running: Running) -> None:
     await exchange.end_events(b"data: [DONE]\n\n")
 
 
-def delta_json(delta: Delta) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def delta_json(delta: AnswerDelta) -> dict[str, Any]:
     if delta.reasoning:
-        found["reasoning_content"] = delta.reasoning
-    if delta.content or not (delta.reasoning or delta.tool_calls):
-        found["content"] = delta.content
-    return found
+        return {"reasoning_content": delta.reasoning}
+    return {"content": delta.content}
 
 
-def finish_reason(piece: Piece) -> str:
+def finish_reason(piece: Piece, parser: AnswerParser) -> str:
     assert piece.completion is not None
-    return str(piece.completion.finish_reason)
+    return "tool_calls" if parser.called else str(piece.completion.finish_reason)

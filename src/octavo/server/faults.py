@@ -86,6 +86,7 @@ _STATUS: Mapping[type[OctavoError], tuple[int, str, str]] = {
     errors.ContextLengthError: (400, INVALID, "context_length_exceeded"),
     errors.InvalidParameterError: (400, INVALID, "invalid_value"),
     errors.ChatTemplateError: (400, INVALID, "template_error"),
+    errors.InvalidGrammarError: (400, INVALID, "invalid_grammar"),
     errors.InvalidInputError: (400, INVALID, "invalid_value"),
     errors.ModelNotFoundError: (503, "server_error", "model_unavailable"),
     errors.ResourceError: (503, "server_error", "not_enough_memory"),
@@ -94,7 +95,7 @@ _STATUS: Mapping[type[OctavoError], tuple[int, str, str]] = {
     errors.NumericalError: (500, "server_error", "numerical_error"),
     errors.ClosedError: (503, "server_error", "engine_restarting"),
 }
-_RENAMED = {"max_new_tokens": "max_tokens"}
+_RENAMED = {"max_new_tokens": "max_tokens", "json_schema": "response_format", "lark": "response_format"}
 """Settings' names -> the API's."""
 _PATH = re.compile(r"(?<![\w/])(?:~|/|[A-Za-z]:\\)[\w.\-]+(?:[/\\][^\s:,;'\"]*)+")
 _FLAG = re.compile(r"--(max-new-tokens|stop|raw)\b")

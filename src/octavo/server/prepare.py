@@ -13,12 +13,12 @@ from typing import Any
 
 from octavo.frontend import Frontend
 from octavo.generation import Generation
-from octavo.server.answer import AnswerParser, PlainAnswer
 from octavo.server.faults import bad_request, unsupported
 from octavo.server.models import Resident
-from octavo.server.schema import ChatMessage, ChatRequest, CompletionRequest, OtherPart
+from octavo.server.schema import ChatMessage, ChatRequest, CompletionRequest, OtherPart, ResponseFormat
 from octavo.server.settings import ServerSettings
 from octavo.settings import SamplingParams
+from octavo.text.answer import AnswerParser
 from octavo.types import Message, Request
 from octavo.validate import split_prompts
 from octavo.validate.values import integer
@@ -51,7 +51,7 @@ class Prepared:
 
     def parser(self) -> AnswerParser:
         """For one sequence: what becomes of its text."""
-        return PlainAnswer()
+        return AnswerParser()
 
     @property
     def prompt_tokens(self) -> int:
@@ -61,20 +61,23 @@ class Prepared:
 
 def prepare_chat(request: ChatRequest, model: Resident, limits: ServerSettings, salt: str) -> Prepared:
     """Raises HttpFault and what `octavo.frontend.Frontend` raises."""
-    params = _params(request, model.served.sampling, _max_tokens(request))
-    params = dataclasses.replace(params, logprobs=_chat_logprobs(request))
     _check_chat_only(request)
+    frontend = model.frontend
+    params = dataclasses.replace(
+        _params(request, model.served.sampling),
+        max_new_tokens=_max_tokens(request, model.served.sampling.max_new_tokens),
+        logprobs=_chat_logprobs(request),
+        **_grammar(request.response_format, model),
+    )
     n = _choices(request.n, 1, limits)
     messages = plain_messages(request.messages, limits)
-    frontend = model.frontend
     if frontend.template is None:
         raise bad_request(
             f"{model.served.name} has no chat template: use /v1/completions, or an instruct model",
             code="chat_template_missing",
         )
-    first = frontend.chat(messages, frontend.check_params(params)).begin()
-    requests = _each_choice(_salted(first, salt, request.cache_salt), n)
-    generations = tuple(Generation(each, frontend.tokenizer, params.stop) for each in requests)
+    generations = frontend.chat(messages, frontend.check_params(params)).of_choices(n)
+    requests = tuple(_salted(each.begin(), salt, request.cache_salt) for each in generations)
     return Prepared(generations, requests, n)
 
 
@@ -84,30 +87,28 @@ def prepare_completion(
     """Raises HttpFault and what `octavo.frontend.Frontend` raises."""
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise unsupported("best_of", "only the value of n is")
+    if request.max_tokens == 0 and not request.echo:
+        raise bad_request("max_tokens 0 needs echo: there would be no text at all", param="max_tokens")
     prompts, _ = split_prompts(request.prompt)
     if len(prompts) > limits.max_prompts:
         raise bad_request(f"{len(prompts)} prompts; at most {limits.max_prompts} are taken", param="prompt")
     n = _choices(request.n, len(prompts), limits)
-    score_only = request.max_tokens == 0
-    if score_only and not request.echo:
-        raise bad_request("max_tokens 0 needs echo: there would be no text at all", param="max_tokens")
-    asked = (
-        1 if score_only else DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
-    )
-    params = _params(request, model.served.sampling, None)
-    params = dataclasses.replace(params, logprobs=request.logprobs, max_new_tokens=asked)
-    if request.max_tokens is None:
-        params = dataclasses.replace(params, max_new_tokens=None)
     frontend = model.frontend
-    params = frontend.check_params(params)
-    requests: list[Request] = []
+    params = frontend.check_params(
+        dataclasses.replace(
+            _params(request, model.served.sampling),
+            max_new_tokens=request.max_tokens or None,
+            logprobs=request.logprobs,
+            **_grammar(request.response_format, model),
+        )
+    )
     generations: list[Generation] = []
+    requests: list[Request] = []
     texts: list[str] = []
     for prompt in prompts:
-        first = _first_of(prompt, params, request, frontend, score_only)
-        each = _each_choice(_salted(first, salt, request.cache_salt), n)
-        requests += each
-        generations += [Generation(one, frontend.tokenizer, params.stop, continuation=True) for one in each]
+        each = _continuation(prompt, params, frontend, score_only=request.max_tokens == 0).of_choices(n)
+        generations += each
+        requests += [_salted(_scored(one.begin(), request), salt, request.cache_salt) for one in each]
         texts.append(_prompt_text(prompt, frontend) if request.echo else "")
     return Prepared(tuple(generations), tuple(requests), n, tuple(texts))
 
@@ -147,29 +148,47 @@ def ignored_in_messages(messages: Sequence[ChatMessage]) -> tuple[str, ...]:
     return tuple(f"messages.{name}" for name in names if any(getattr(m, name) for m in messages))
 
 
-def _params(request: Any, base: SamplingParams, max_tokens: int | None) -> SamplingParams:
+def _params(request: Any, base: SamplingParams) -> SamplingParams:
     """What the request says, over what holds for the model."""
     said: dict[str, Any] = {
         name: value for name in _SAME_NAME if (value := getattr(request, name)) is not None
     }
-    if max_tokens is not None:
-        said["max_new_tokens"] = max_tokens
     if request.stop is not None:
         said["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
     if request.stop_token_ids is not None:
         said["stop_token_ids"] = tuple(request.stop_token_ids)
     if request.seed is not None:
         said["seed"] = request.seed % (1 << 64) if -(1 << 63) <= request.seed < 0 else request.seed
-    return dataclasses.replace(base, **said)
+    return dataclasses.replace(base, n=1, **said)
 
 
-def _max_tokens(request: ChatRequest) -> int | None:
+def _grammar(asked: ResponseFormat | None, model: Resident) -> dict[str, Any]:
+    """The field of SamplingParams that says the same."""
+    if asked is None or asked.type == "text":
+        return {}
+    if not model.ready.grammars:
+        raise unsupported("response_format", f"{model.served.name} runs where there are no grammars")
+    fields: dict[str, dict[str, Any]] = {
+        "json_object": {"json_object": True},
+        "json_schema": {"json_schema": None if asked.json_schema is None else asked.json_schema.schema_},
+        "regex": {"regex": asked.regex},
+        "grammar": {"lark": asked.grammar},
+    }
+    found = fields[asked.type]
+    if None in found.values():
+        raise bad_request(
+            f"response_format of type {asked.type} needs {asked.type}", param=f"response_format.{asked.type}"
+        )
+    return found
+
+
+def _max_tokens(request: ChatRequest, default: int | None) -> int | None:
     both = {request.max_tokens, request.max_completion_tokens} - {None}
     if len(both) > 1:
         raise bad_request(
             "max_tokens and max_completion_tokens differ: give one", param="max_completion_tokens"
         )
-    return both.pop() if both else None
+    return both.pop() if both else default
 
 
 def _chat_logprobs(request: ChatRequest) -> int | None:
@@ -185,8 +204,6 @@ def _check_chat_only(request: ChatRequest) -> None:
         raise unsupported("modalities", 'only ["text"] is')
     if request.tool_choice not in (None, "none", "auto"):
         raise unsupported("tool_choice", "there are no tools to choose")
-    if request.response_format is not None and request.response_format.type != "text":
-        raise unsupported("response_format", f"{request.response_format.type} is not served yet")
 
 
 def _choices(n: int | None, prompts: int, limits: ServerSettings) -> int:
@@ -206,14 +223,6 @@ def _shown(number: int) -> str:
     return str(number) if number.bit_length() <= 64 else "a very long number"
 
 
-def _each_choice(request: Request, n: int) -> tuple[Request, ...]:
-    """The same seed for all: the choice's number is part of the noise's key."""
-    return tuple(
-        dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, choice=choice))
-        for choice in range(n)
-    )
-
-
 def _salted(request: Request, salt: str, asked: str | None) -> Request:
     """Separated by API key, and further by what the client asked for. A digest: neither can spell the other."""
     if not salt and not asked:
@@ -223,24 +232,28 @@ def _salted(request: Request, salt: str, asked: str | None) -> Request:
     )
 
 
-def _first_of(
-    prompt: object, params: SamplingParams, request: CompletionRequest, frontend: Frontend, score_only: bool
-) -> Request:
+def _continuation(
+    prompt: object, params: SamplingParams, frontend: Frontend, *, score_only: bool
+) -> Generation:
+    ids = frontend.check_ids(frontend.prompt_ids(prompt), 0 if score_only else params.max_new_tokens)
     if score_only:
-        ids = frontend.check_ids(frontend.prompt_ids(prompt), 0)
-        # A placeholder of one token has the right sampling; nothing is generated from it.
-        short = frontend.raw([ids[0]], dataclasses.replace(params, max_new_tokens=1)).begin()
-        return dataclasses.replace(
-            short, prompt_token_ids=ids, max_new_tokens=0, prompt_logprobs=request.logprobs or 0
-        )
+        # A request for one token stands in: it has the right sampling, and `_scored` asks for none.
+        short = frontend.raw(ids[:1], dataclasses.replace(params, max_new_tokens=1)).begin()
+        whole = dataclasses.replace(short, prompt_token_ids=ids)
+        return Generation(whole, frontend.tokenizer, params.stop, continuation=True)
     if params.max_new_tokens is None:
-        ids = frontend.check_ids(frontend.prompt_ids(prompt), None)
         left = frontend.context_tokens - len(ids)
         params = dataclasses.replace(params, max_new_tokens=min(DEFAULT_COMPLETION_TOKENS, left))
-    first = frontend.raw(prompt, params).begin()
-    if request.echo and request.logprobs is not None:
-        first = dataclasses.replace(first, prompt_logprobs=request.logprobs)
-    return first
+    return frontend.raw(ids, params)
+
+
+def _scored(request: Request, asked: CompletionRequest) -> Request:
+    """With the prompt's logprobs, where echo shows them or nothing else is to be had."""
+    if asked.max_tokens == 0:
+        return dataclasses.replace(request, max_new_tokens=0, prompt_logprobs=asked.logprobs or 0)
+    if asked.echo and asked.logprobs is not None:
+        return dataclasses.replace(request, prompt_logprobs=asked.logprobs)
+    return request
 
 
 def _prompt_text(prompt: object, frontend: Frontend) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from octavo.server.answer import AnswerParser
 from octavo.server.exchange import Exchange
 from octavo.server.faults import bad_request, unsupported
 from octavo.server.models import Resident
@@ -17,6 +16,7 @@ from octavo.server.prepare import Prepared, prepare_chat
 from octavo.server.running import Piece, Running, collect
 from octavo.server.schema import ChatMessage, ChatRequest, InputItem, ResponsesRequest, read
 from octavo.server.service import Service, usage_of
+from octavo.text.answer import AnswerParser
 
 _SAME_NAME = (
     "model",
@@ -109,9 +109,10 @@ class _Answer:
 
     def take(self, parser: AnswerParser, piece: Piece) -> str:
         """Add a piece's text; what of it is content."""
-        delta = parser.push(piece.text).content
+        deltas = parser.push(piece.text)
         if piece.completion is not None:
-            delta += parser.finish().content
+            deltas += parser.finish()
+        delta = "".join(each.content for each in deltas)
         self.text += delta
         return delta
 

@@ -127,6 +127,7 @@ class _Sampled(_Strict):
     ignore_eos: StrictBool | None = honoured("go on past the model's own stop tokens")
     stream: StrictBool | None = honoured("server-sent events")
     stream_options: StreamOptions | None = honoured("include_usage; include_obfuscation has no effect")
+    response_format: ResponseFormat | None = honoured("text, json_object, json_schema, regex, grammar (Lark)")
     cache_salt: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = honoured(
         "separates prefix reuse further than the API key does"
     )
@@ -143,7 +144,6 @@ class ChatRequest(_Sampled):
     max_completion_tokens: StrictInt | None = honoured("the same as max_tokens")
     logprobs: StrictBool | None = honoured("each token's logprob")
     top_logprobs: StrictInt | None = honoured("0 to 20 alternatives, with logprobs")
-    response_format: ResponseFormat | None = honoured("text, json_object, json_schema, regex, grammar (Lark)")
     tools: list[dict[str, Any]] | None = refused("tool calls are not served yet")
     tool_choice: StrictStr | dict[str, Any] | None = honoured(
         '"none" and "auto" without tools; others need tools'

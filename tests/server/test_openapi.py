@@ -1,0 +1,113 @@
+"""Figure 21: schemathesis makes requests of our own description; no server error, and no answer it does not allow.
+
+Also that the description, the models and the docs say the same.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import (
+    content_type_conformance,
+    not_a_server_error,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import negative_data_rejection, unsupported_method
+
+from octavo.server.openapi import document
+from octavo.server.schema import ChatRequest, CompletionRequest, ResponsesRequest
+from octavo.server.support import matrix
+
+DOCS = Path(__file__).parents[2] / "docs" / "server.md"
+CHECKS = (
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+    unsupported_method,
+)
+"""All but positive_data_acceptance: a schema cannot say how long a context is or what models there are."""
+POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"]
+GETS = ["/v1/models", "/v1/models/{name}", "/health", "/ready", "/openapi.json"]
+
+
+def drive(harness, path: str, method: str, examples: int) -> None:
+    schema = schemathesis.openapi.from_dict(document())
+    schema.config.update(base_url=harness.url)
+    operation = schema[path][method]
+    modes = list(GenerationMode)
+    strategy = st.one_of(*(operation.as_strategy(generation_mode=mode) for mode in modes))
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def run(case):
+        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+            case.body["model"] = "fake"
+            if case.body.get("n") is None or "prompt" in case.body:
+                case.body.pop("max_tokens", None)
+        response = case.call()
+        case.validate_response(response, checks=CHECKS)
+
+    run()
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_posts(fake, path):
+    drive(fake, path, "POST", 60)
+    assert fake.service.models.restarts == 0
+
+
+@pytest.mark.parametrize("path", GETS)
+def test_gets(fake, path):
+    drive(fake, path, "GET", 10)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("path", POSTS)
+def test_posts_at_full_size(fake, path):
+    drive(fake, path, "POST", 5000)
+    assert fake.service.models.restarts == 0
+
+
+def test_the_check_can_fail(fake):
+    schema = schemathesis.openapi.from_dict(document())
+    schema.config.update(base_url=fake.url)
+    case = schema["/health"]["GET"].Case()
+    answer = httpx.get(f"{fake.url}/v1/models", trust_env=False)
+    with pytest.raises(schemathesis.errors.CheckError if hasattr(schemathesis.errors, "CheckError") else BaseException):  # noqa: B017, PT011
+        case.validate_response(schemathesis.Response.from_any(answer), checks=CHECKS)
+
+
+def test_every_field_says_what_becomes_of_it():
+    for model in (ChatRequest, CompletionRequest, ResponsesRequest):
+        for name, field in model.model_fields.items():
+            extra = field.json_schema_extra
+            assert isinstance(extra, dict), name
+            assert extra["x-octavo-support"] in ("honoured", "refused", "ignored"), name
+            assert field.description, name
+
+
+def test_the_page_has_the_matrix():
+    page = DOCS.read_text(encoding="utf-8")
+    inside = re.search(r"<!-- support matrix -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    assert inside is not None
+    assert inside[1].strip() == matrix().strip(), "run: python -m octavo.server.support docs/server.md"
