@@ -129,9 +129,9 @@ def test_errors_are_its_classes(fake, client):
 
 def test_an_error_in_a_stream_raises(fake, client):
     messages = [{"role": "user", "content": "!nan:9 !slow:20 x"}]
-    with client.chat.completions.create(model="fake", messages=messages, stream=True) as stream:
-        with pytest.raises(openai.APIError) as caught:
-            list(stream)
+    stream = client.chat.completions.create(model="fake", messages=messages, stream=True)
+    with stream, pytest.raises(openai.APIError) as caught:
+        list(stream)
     assert caught.value.code == "numerical_error"
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from octavo.errors import NotEnoughMemoryError, OctavoError
 from octavo.frontend import Frontend
+from octavo.output_filter import OutputFilter
 from octavo.server import wire
 from octavo.server.faults import HttpFault, unavailable
 from octavo.server.worker_link import WORKER_COMMAND, WorkerLink
@@ -120,8 +121,10 @@ class Models:
         *,
         memory_bytes: int = 0,
         idle_unload_seconds: float = 0,
+        output_filter: OutputFilter | None = None,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
+        self._output_filter = output_filter
         self._entries = {each.name: _Entry(each) for each in served}
         self._names = {alias: each.name for each in served for alias in (*each.aliases, each.name)}
         self._memory_bytes = memory_bytes
@@ -297,7 +300,7 @@ class Models:
         link = entry.link = WorkerLink(make_room, self._command)
         try:
             ready = await link.load(_plain_settings(entry.served.settings))
-            frontend = await asyncio.to_thread(_frontend, ready)
+            frontend = await asyncio.to_thread(_frontend, ready, self._output_filter)
         except BaseException:
             link.kill()
             await link.close()
@@ -416,7 +419,7 @@ def _plain_settings(settings: Settings) -> Mapping[str, Any]:
     }
 
 
-def _frontend(ready: wire.Ready) -> Frontend:
+def _frontend(ready: wire.Ready, output_filter: OutputFilter | None) -> Frontend:
     source = ModelSource(
         location=ready.location,
         revision=ready.revision,
@@ -428,4 +431,9 @@ def _frontend(ready: wire.Ready) -> Frontend:
         tensors={},
         fingerprint=ready.fingerprint,
     )
-    return Frontend(source, vocab_size=ready.vocab_size, context_tokens=ready.context_tokens)
+    return Frontend(
+        source,
+        vocab_size=ready.vocab_size,
+        context_tokens=ready.context_tokens,
+        output_filter=output_filter,
+    )

@@ -63,6 +63,8 @@ def prepare_chat(request: ChatRequest, model: Resident, limits: ServerSettings, 
     """Raises HttpFault and what `octavo.frontend.Frontend` raises."""
     _check_chat_only(request)
     frontend = model.frontend
+    if request.logprobs and frontend.output_filter is not None:
+        raise unsupported("logprobs", "an output filter is in use, and they would show what it hides")
     params = dataclasses.replace(
         _params(request, model.served.sampling),
         max_new_tokens=_max_tokens(request, model.served.sampling.max_new_tokens),
@@ -94,6 +96,8 @@ def prepare_completion(
         raise bad_request(f"{len(prompts)} prompts; at most {limits.max_prompts} are taken", param="prompt")
     n = _choices(request.n, len(prompts), limits)
     frontend = model.frontend
+    if request.logprobs is not None and frontend.output_filter is not None and request.max_tokens != 0:
+        raise unsupported("logprobs", "an output filter is in use, and they would show what it hides")
     params = frontend.check_params(
         dataclasses.replace(
             _params(request, model.served.sampling),

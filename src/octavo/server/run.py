@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import uvicorn
 
 from octavo.errors import DeviceError
+from octavo.output_filter import load_filter
 from octavo.server.access import Keys
 from octavo.server.app import App
 from octavo.server.http_protocol import protocol_class
@@ -50,6 +51,7 @@ class Server:
             served,
             memory_bytes=settings.memory_bytes,
             idle_unload_seconds=settings.idle_unload_seconds,
+            output_filter=None if settings.filter is None else load_filter(settings.filter),
             command=command,
         )
         self.service = Service(settings, models)
