@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from octavo.server.access import Keys
+from octavo.server.access import NO_KEYS, Keys
 from octavo.server.models import ServedModel
 from octavo.server.run import Server
 from octavo.server.settings import ServerSettings
@@ -79,7 +79,11 @@ def served_model(name: str = "fake", model: str = "fake", **settings: Any) -> Se
 
 @contextlib.contextmanager
 def running_server(
-    *served: ServedModel, keys: Keys | None = None, command: Any = FAKE_WORKER, **settings: Any
+    *served: ServedModel,
+    keys: Keys = NO_KEYS,
+    admin_keys: Keys = NO_KEYS,
+    command: Any = FAKE_WORKER,
+    **settings: Any,
 ) -> Iterator[Harness]:
     started: Any = threading.Event()
     found: dict[str, Any] = {}
@@ -90,7 +94,8 @@ def running_server(
         server = found["server"] = Server(
             ServerSettings(**{"port": 0, "drain_seconds": 1, **settings}),
             models,
-            keys or Keys(()),
+            keys,
+            admin_keys=admin_keys,
             command=command,
         )
 

@@ -56,6 +56,9 @@ def test_every_route_wants_a_key(locked, attempt):
             continue
         path = spec.path.replace("{name:path}", "fake")
         response = locked.client.request(spec.method, path, headers=ATTEMPTS[attempt], content=b"{}")
+        if path.startswith("/admin"):
+            assert response.json()["error"]["code"] == "admin_disabled"
+            continue
         assert response.status_code == 401, path
         assert response.headers["www-authenticate"] == "Bearer"
         bodies.add(response.content)
@@ -98,7 +101,7 @@ def test_no_spelling_of_a_path_opens_it(locked, target):
     answer = raw(
         locked.port, f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
     )
-    assert answer.startswith((b"HTTP/1.1 401", b"HTTP/1.1 400")), answer[:200]
+    assert answer.startswith((b"HTTP/1.1 401", b"HTTP/1.1 400", b"HTTP/1.1 403")), answer[:200]
 
 
 HOSTS = [
@@ -280,3 +283,23 @@ def test_head_of_a_get_route(fake):
     response = connection.getresponse()
     assert (response.status, response.read()) == (200, b"")
     connection.close()
+
+
+def test_admin_needs_its_own_key(serving, served, api_key):
+    with serving(served(), keys=Keys([api_key]), admin_keys=Keys(["admin-key-123456"])) as harness:
+        harness.wait_ready()
+
+        def post(what: str, key: str, **body: str) -> int:
+            headers = {"authorization": f"Bearer {key}"}
+            return harness.client.post(f"/admin/models/{what}", json=body, headers=headers).status_code
+
+        assert post("unload", api_key, model="fake") == 401
+        assert post("unload", "admin-key-123456", model="other") == 404
+        assert post("unload", "admin-key-123456", model="fake") == 200
+        assert harness.service.models.state("fake") == "unloaded"
+        assert post("load", "admin-key-123456", model="fake") == 200
+        assert harness.service.models.state("fake") == "ready"
+        assert (
+            harness.client.get("/v1/models", headers={"authorization": "Bearer admin-key-123456"}).status_code
+            == 401
+        )

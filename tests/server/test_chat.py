@@ -133,7 +133,17 @@ def test_a_field_that_cannot_be_honoured_is_named(fake, body, param, code):
 def test_a_field_without_effect_is_listed(fake):
     response = fake.chat("x!stop", user="me", store=False, metadata={"a": "b"}, temperature=None)
     assert response.status_code == 200
-    assert response.headers["x-octavo-ignored"] == "user, store, metadata"
+    assert response.headers["x-octavo-ignored"] == "user, metadata, store"
+
+
+def test_fields_within_fields_are_listed_too(fake):
+    messages = [
+        {"role": "user", "name": "me", "content": "x"},
+        {"role": "user", "name": "you", "content": "y!stop"},
+    ]
+    options = {"include_usage": True, "include_obfuscation": False}
+    response = fake.chat("", messages=messages, stream=True, stream_options=options)
+    assert response.headers["x-octavo-ignored"] == "stream_options.include_obfuscation, messages.name"
 
 
 def test_unknown_model(fake):

@@ -5,6 +5,7 @@ Also that the description, the models and the docs say the same.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from pathlib import Path
@@ -26,8 +27,10 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, unsupport
 
 from octavo.server.openapi import document
 from octavo.server.schema import ChatRequest, CompletionRequest, ResponsesRequest
-from octavo.server.support import matrix
+from octavo.server.settings import ServerSettings
+from octavo.server.support import page_with_tables
 
+SOURCES = sorted((Path(__file__).parents[2] / "src" / "octavo" / "server").glob("*.py"))
 DOCS = Path(__file__).parents[2] / "docs" / "server.md"
 CHECKS = (
     not_a_server_error,
@@ -127,8 +130,28 @@ def test_every_field_says_what_becomes_of_it():
             assert field.description, name
 
 
-def test_the_page_has_the_matrix():
+def test_the_page_has_the_tables():
     page = DOCS.read_text(encoding="utf-8")
-    inside = re.search(r"<!-- support matrix -->\n(.*?)<!-- end -->", page, re.DOTALL)
-    assert inside is not None
-    assert inside[1].strip() == matrix().strip(), "run: python -m octavo.server.support docs/server.md"
+    assert page_with_tables(page) == page, "run: python -m octavo.server.support docs/server.md"
+
+
+def test_the_page_names_every_error_code():
+    """What the code can say is in the table, and nothing else."""
+    page = DOCS.read_text(encoding="utf-8")
+    table = page.partition("| Status | `type` | `code` |")[2].partition("\n\n")[0]
+    source = "".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    said = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", table)) - {
+        "invalid_request_error",
+        "server_error",
+        "rate_limit_error",
+        "permission_error",
+    }
+    assert {code for code in said if f'"{code}"' not in source} == set()
+
+
+def test_every_limit_is_visible(fake):
+    shown = fake.client.get("/v1/models/fake").json()["limits"]
+    for field in dataclasses.fields(ServerSettings):
+        if field.metadata["limit"]:
+            assert shown[field.name] == getattr(fake.service.settings, field.name)
+    assert shown["context_tokens"] == 512

@@ -48,6 +48,7 @@ def serve(
 
     settings = ServerSettings(**{name: said[name] for name in _SERVING if name in said})
     keys = read_keys(settings.api_key_file, os.environ.get("OCTAVO_API_KEY"))
+    admin_keys = read_keys(settings.admin_key_file, os.environ.get("OCTAVO_ADMIN_KEY"))
     check_server_settings(settings, has_keys=bool(keys))
     loading = {name: said[name] for name in _LOADING if name in said}
     served = [_served(given, loading) for given in (model or (None,))]
@@ -58,7 +59,7 @@ def serve(
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         note(f"serving {', '.join(each.name for each in served)} at http://{shown}:{port}/v1")
 
-    run(settings, served, keys, started)
+    run(settings, served, keys, started, admin_keys=admin_keys)
 
 
 def _served(given: str | None, loading: dict[str, Any]) -> ServedModel:

@@ -42,6 +42,9 @@ class Keys:
         return hashlib.sha256(given).hexdigest()[:16] if found and scheme.lower() == "bearer" else None
 
 
+NO_KEYS = Keys(())
+
+
 def read_keys(file: Path | None, variable: str | None) -> Keys:
     """Keys from a file, one a line (# starts a comment), and from an environment variable's value.
 

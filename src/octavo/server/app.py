@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 
-from octavo.server import model_routes
+from octavo.server import admin, model_routes
 from octavo.server.access import OPEN_PATHS, Keys, check_host
 from octavo.server.chat import chat
 from octavo.server.completions import completions
@@ -52,15 +52,18 @@ ROUTES: Sequence[RouteSpec] = (
     RouteSpec("GET", "/ready", model_routes.ready),
     RouteSpec("GET", "/metrics", model_routes.metrics),
     RouteSpec("GET", "/openapi.json", openapi),
+    RouteSpec("POST", "/admin/models/load", admin.load),
+    RouteSpec("POST", "/admin/models/unload", admin.unload),
 )
 
 
 class App:
-    """ASGI. `keys` empty: nobody needs one."""
+    """ASGI. `keys` empty: nobody needs one. `admin_keys` empty: there is no /admin."""
 
-    def __init__(self, service: Service, keys: Keys) -> None:
+    def __init__(self, service: Service, keys: Keys, admin_keys: Keys) -> None:
         self.service = service
         self._keys = keys
+        self._admin_keys = admin_keys
         self.open = 0
         """Requests that are being answered, of routes that generate."""
         self._router = Router(
@@ -126,8 +129,14 @@ class App:
             # h11 would go by the chunks; whoever stands in front may have gone by the length.
             raise bad_request("a body has a length or chunks, not both", code="invalid_http")
         check_host(exchange.header("host"), settings.host, settings.allow_host, has_keys=bool(self._keys))
-        if self._keys and path not in OPEN_PATHS:
-            key = self._keys.find(exchange.header("authorization"))
+        of_admin = path == "/admin" or path.startswith("/admin/")
+        if of_admin and not self._admin_keys:
+            raise HttpFault(
+                403, "there is no /admin without --admin-key-file", "admin_disabled", "permission_error"
+            )
+        keys = self._admin_keys if of_admin else self._keys
+        if keys and path not in OPEN_PATHS:
+            key = keys.find(exchange.header("authorization"))
             if key is None:
                 raise HttpFault(
                     401, "a valid API key is needed: Authorization: Bearer KEY", "invalid_api_key"

@@ -7,7 +7,7 @@ from typing import Any
 
 from octavo.server.exchange import Exchange
 from octavo.server.models import Resident
-from octavo.server.prepare import Prepared, ignored_in_messages, prepare_chat
+from octavo.server.prepare import Prepared, prepare_chat
 from octavo.server.running import Piece, Running, collect
 from octavo.server.schema import ChatRequest, read
 from octavo.server.service import Service, fingerprint, usage_of
@@ -18,7 +18,7 @@ from octavo.text.answer import AnswerDelta, AnswerParser
 async def chat(service: Service, exchange: Exchange) -> None:
     values, body = await exchange.json()
     request, without_effect = read(ChatRequest, values)
-    service.note_ignored(exchange, without_effect + ignored_in_messages(request.messages))
+    service.note_ignored(exchange, without_effect)
 
     async def work() -> None:
         async with service.running(exchange, request.model, body, request, prepare_chat) as (

@@ -250,6 +250,17 @@ class Models:
         for entry in self._entries.values():
             entry.state, entry.resident = "closed", None
 
+    async def unload(self, name: str) -> None:
+        """Give an idle model's memory back. Raises HttpFault 409 where it is in use."""
+        entry = self._entry(name)
+        async with self._turn:
+            if entry.users:
+                raise HttpFault(
+                    409, f"{entry.served.name} is answering {entry.users} requests", "model_busy", retry=False
+                )
+            if entry.resident is not None and entry.state == "ready":
+                await self._unload(entry)
+
     # --- loading and unloading -----------------------------------------------------------------------------
 
     async def _load(self, entry: _Entry) -> Resident:

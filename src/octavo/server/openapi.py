@@ -19,6 +19,8 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/v1/responses": schema.ResponsesRequest,
     "/tokenize": schema.TokenizeRequest,
     "/detokenize": schema.DetokenizeRequest,
+    "/admin/models/load": schema.AdminRequest,
+    "/admin/models/unload": schema.AdminRequest,
 }
 
 
@@ -138,6 +140,8 @@ _ANSWERS: dict[str, Any] = {
         model=_TEXT, tokens={"type": "array", "items": _NUMBER}, count=_NUMBER, max_model_len=_NUMBER
     ),
     "/detokenize": _object(model=_TEXT, prompt=_TEXT),
+    "/admin/models/load": _object(model=_TEXT, state=_TEXT),
+    "/admin/models/unload": _object(model=_TEXT, state=_TEXT),
     "/health": _object(status={"const": "ok"}),
     "/ready": _object(state=_TEXT, models={"type": "object"}),
 }

@@ -146,12 +146,6 @@ def _plain(place: int, message: ChatMessage) -> Message:
     return Message(role="system" if message.role == "developer" else message.role, content=content)
 
 
-def ignored_in_messages(messages: Sequence[ChatMessage]) -> tuple[str, ...]:
-    """Fields of messages that are given and have no effect."""
-    names = ("name", "reasoning_content", "annotations", "refusal")
-    return tuple(f"messages.{name}" for name in names if any(getattr(m, name) for m in messages))
-
-
 def _params(request: Any, base: SamplingParams) -> SamplingParams:
     """What the request says, over what holds for the model."""
     said: dict[str, Any] = {

@@ -13,7 +13,7 @@ import uvicorn
 
 from octavo.errors import DeviceError
 from octavo.output_filter import load_filter
-from octavo.server.access import Keys
+from octavo.server.access import NO_KEYS, Keys
 from octavo.server.app import App
 from octavo.server.http_protocol import protocol_class
 from octavo.server.models import Models, ServedModel
@@ -44,6 +44,7 @@ class Server:
         served: Sequence[ServedModel],
         keys: Keys,
         *,
+        admin_keys: Keys = NO_KEYS,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         self._settings = settings
@@ -55,7 +56,7 @@ class Server:
             command=command,
         )
         self.service = Service(settings, models)
-        self.app = App(self.service, keys)
+        self.app = App(self.service, keys, admin_keys)
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 self.app,
@@ -137,21 +138,23 @@ def serve(
     keys: Keys,
     started: Callable[[int], None],
     *,
+    admin_keys: Keys = NO_KEYS,
     command: Sequence[str] = WORKER_COMMAND,
 ) -> None:
     """Serve in this process until a signal ends it. Raises what `Server.run` raises."""
     os.umask(0o077)
-    asyncio.run(_until_signalled(settings, served, keys, started, command))
+    asyncio.run(_until_signalled(settings, served, keys, admin_keys, command, started))
 
 
 async def _until_signalled(
     settings: ServerSettings,
     served: Sequence[ServedModel],
     keys: Keys,
-    started: Callable[[int], None],
+    admin_keys: Keys,
     command: Sequence[str],
+    started: Callable[[int], None],
 ) -> None:
-    server = Server(settings, served, keys, command=command)
+    server = Server(settings, served, keys, admin_keys=admin_keys, command=command)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)

@@ -7,7 +7,7 @@ docs/server.md. Types only; ranges are `octavo.validate`'s. A field that is not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -58,7 +58,7 @@ class _Strict(BaseModel):
 class TextPart(_Strict):
     type: Literal["text", "input_text", "output_text"]
     text: StrictStr
-    annotations: list[Any] | None = None
+    annotations: list[Any] | None = ignored("citations of earlier turns")
 
 
 class OtherPart(BaseModel):
@@ -76,26 +76,27 @@ Content = StrictStr | list[Annotated[TextPart | OtherPart, Field(discriminator="
 class ChatMessage(_Strict):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content = None
-    name: StrictStr | None = None
-    refusal: StrictStr | None = None
-    reasoning_content: StrictStr | None = None
+    name: StrictStr | None = ignored("templates do not show names of speakers")
+    refusal: StrictStr | None = ignored("what was refused is not part of the conversation")
+    reasoning_content: StrictStr | None = ignored("thoughts of earlier turns are left out")
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: StrictStr | None = None
     function_call: dict[str, Any] | None = None
     audio: dict[str, Any] | None = None
-    annotations: list[Any] | None = None
+    annotations: list[Any] | None = ignored("citations of earlier turns")
 
 
 class StreamOptions(_Strict):
     include_usage: StrictBool | None = None
-    include_obfuscation: StrictBool | None = None
+    include_obfuscation: StrictBool | None = ignored("streams are not padded")
 
 
 class JsonSchema(_Strict):
     name: StrictStr
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-    description: StrictStr | None = None
+    description: StrictStr | None = ignored("say it in a message")
     strict: StrictBool | None = None
+    """Schemas are always followed strictly."""
 
 
 class ResponseFormat(_Strict):
@@ -193,7 +194,7 @@ class TextFormat(_Strict):
     type: Literal["text", "json_object", "json_schema"]
     name: StrictStr | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-    description: StrictStr | None = None
+    description: StrictStr | None = ignored("say it in a message")
     strict: StrictBool | None = None
 
     def as_chat(self) -> ResponseFormat:
@@ -206,7 +207,7 @@ class TextFormat(_Strict):
 
 class ResponseText(_Strict):
     format: TextFormat | None = None
-    verbosity: StrictStr | None = None
+    verbosity: StrictStr | None = ignored("no model here knows it; say it in a message")
 
 
 class ResponsesRequest(_Strict):
@@ -265,27 +266,42 @@ class DetokenizeRequest(_Strict):
     tokens: list[StrictInt] = honoured("token ids", default=...)
 
 
+class AdminRequest(_Strict):
+    """POST /admin/models/load and /admin/models/unload"""
+
+    model: StrictStr = honoured("a name of /v1/models", default=...)
+
+
 def read(cls: type[ModelT], body: Mapping[str, Any]) -> tuple[ModelT, tuple[str, ...]]:
     """The request, and the names of fields that were given and have no effect. Raises HttpFault naming `param`."""
     try:
         request = cls.model_validate(body)
     except ValidationError as error:
         raise _explained(cls, error) from None
-    without_effect = []
     for name, value in body.items():
         field = cls.model_fields[name]
-        support = support_of(field)
-        if value is None:
-            continue
-        if support == "refused":
-            if value in ([], {}):
-                continue
+        if support_of(field) == "refused" and value not in (None, [], {}):
             raise HttpFault(
                 400, f"{name} is not supported: {field.description}", "unsupported_parameter", param=name
             )
-        if support == "ignored":
-            without_effect.append(name)
-    return request, tuple(without_effect)
+    return request, tuple(dict.fromkeys(_without_effect(request, "")))
+
+
+def _without_effect(part: object, path: str) -> Iterator[str]:
+    """Names of fields that were given and are ignored; of a list's items as of one."""
+    if isinstance(part, list):
+        for each in part:
+            yield from _without_effect(each, path)
+    if not isinstance(part, BaseModel):
+        return
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        here = f"{path}.{name}" if path else name
+        if support_of(field) == "ignored":
+            if value not in (None, []):
+                yield here
+        else:
+            yield from _without_effect(value, here)
 
 
 def support_of(field: Any) -> Support:
