@@ -37,6 +37,8 @@ class Frontend:
     """Thread-safe: nothing changes after construction.
 
     `vocab_size` is the width of the model's logits, `context_tokens` the longest sequence that was planned.
+    `output_filter` sees the text of every answer first. `check_grammars` False: who runs a request compiles its
+    grammar, and says then what is wrong with it.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class Frontend:
         vocab_size: int,
         context_tokens: int,
         output_filter: OutputFilter | None = None,
+        check_grammars: bool = True,
     ) -> None:
         self.output_filter = output_filter
+        self._check_grammars = check_grammars
         self.vocab_size = vocab_size
         self.context_tokens = context_tokens
         self._location = source.location
@@ -153,7 +157,8 @@ class Frontend:
         if grammar is not None:
             self.require_tokenizer()
             assert self.grammars is not None
-            self.grammars.check(grammar)
+            if self._check_grammars:
+                self.grammars.check(grammar)
         return grammar
 
     def _sampling(self, params: SamplingParams) -> Sampling:

@@ -116,7 +116,7 @@ def fault_from(error: BaseException, request_id: str, *, names: Mapping[str, str
 
 
 def _known(error: OctavoError, status: int, kind: str, code: str, names: Mapping[str, str]) -> HttpFault:
-    param = getattr(error, "parameter", None)
+    param = getattr(error, "parameter", "response_format" if code == "invalid_grammar" else None)
     numbers = {
         name: getattr(error, name) for name in ("prompt_tokens", "context_tokens") if hasattr(error, name)
     }

@@ -447,4 +447,5 @@ def _frontend(ready: wire.Ready, output_filter: OutputFilter | None) -> Frontend
         vocab_size=ready.vocab_size,
         context_tokens=ready.context_tokens,
         output_filter=output_filter,
+        check_grammars=False,  # in the worker: it can be killed, and this process has other clients
     )

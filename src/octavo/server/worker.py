@@ -23,11 +23,12 @@ from typing import Any
 
 from octavo.backends.base import Backend
 from octavo.backends.driver import Driver
-from octavo.errors import ClosedError, OctavoError
+from octavo.errors import ClosedError, InvalidGrammarError, OctavoError
+from octavo.frontend import Frontend
 from octavo.server import wire
 from octavo.server.logs import log_to_stderr
 from octavo.settings import Settings
-from octavo.types import FinishReason, ModelSource, Progress, TokenEvent
+from octavo.types import FinishReason, Grammar, ModelSource, Progress, TokenEvent
 from octavo.version import __version__
 
 BROKEN = 70
@@ -248,8 +249,20 @@ def load_model(settings: Settings, progress: Progress, planned: Callable[[int], 
 
     model = plan_model(settings, progress=progress)
     planned(sum(pool.needed_bytes for pool in model.plan.pools))
-    loaded = load_backend(model, progress=progress)
     plan, source = model.plan, model.source
+    # The front's twin: here only for the grammars that the engine follows.
+    frontend = Frontend(source, vocab_size=model.spec.vocab_size, context_tokens=plan.context.tokens)
+    grammars = frontend.grammars
+    if grammars is not None:
+        with contextlib.suppress(
+            InvalidGrammarError
+        ):  # a model without an end refuses each grammar by itself
+            grammars.check(
+                Grammar("regex", "a")
+            )  # reads the vocabulary now, not between two tokens of someone
+    loaded = load_backend(
+        model, compile_grammar=None if grammars is None else grammars.constraint, progress=progress
+    )
     facts = {
         "quant": sorted({part.format for part in plan.weights}),
         "quantized_as": list(source.quantized_as),
