@@ -239,7 +239,7 @@ def load(settings, progress, planned):
         config={"eos_token_id": 258},
         generation_config={},
         tokenizer=TokenizerSource("tokenizer.json", tokenizer_json(), config={"eos_token": "<|im_end|>"}),
-        chat_template=None if "no_template" in options else CHATML,
+        chat_template=None if "no_template" in options else options.get("template", CHATML),
         tensors={},
         fingerprint=options.get("name", "fake"),
     )

@@ -63,12 +63,18 @@ def slow(slow_module, check_idle):
     check_idle(slow_module)
 
 
-def test_clients_that_leave_a_stream_leave_nothing_behind(slow, check_idle):
-    """Figure 1, small: cut while queued, at prefill, at the first token and later."""
+def soak(*values: object) -> object:
+    """Full size: hours on a busy machine rather than seconds."""
+    return pytest.param(*values, marks=[pytest.mark.soak, pytest.mark.timeout(7200)])
+
+
+@pytest.mark.parametrize("count", [120, soak(10_000)])
+def test_clients_that_leave_a_stream_leave_nothing_behind(slow, check_idle, count):
+    """Figure 1: cut while queued, at prefill, at the first token and later."""
     pick = random.Random(1)
     before = slow.engine()
     with ThreadPoolExecutor(24) as threads:
-        for number in range(120):
+        for number in range(count):
             after = pick.choice([0.0, 0.001, 0.01, 0.05])
             threads.submit(cut, slow.port, request_bytes(f"x{number}", stream=True), after)
     check_idle(slow)
@@ -77,17 +83,18 @@ def test_clients_that_leave_a_stream_leave_nothing_behind(slow, check_idle):
     assert after["submitted"] > before["submitted"]
 
 
-def test_clients_that_leave_a_whole_answer_end_it_too(slow):
-    """Figure 2, small: without a stream the request is cancelled as soon, long before its 2,000 tokens are made."""
+@pytest.mark.parametrize("count", [24, soak(500)])
+def test_clients_that_leave_a_whole_answer_end_it_too(slow, count):
+    """Figure 2: without a stream the request is cancelled as soon, long before its 2,000 tokens are made."""
     before = slow.engine()
     with ThreadPoolExecutor(8) as threads:
-        for number in range(24):
+        for number in range(count):
             threads.submit(cut, slow.port, request_bytes(f"y{number}", max_tokens=2000), 0.1)
     gone = time.perf_counter()
     while (now := slow.engine())["running"] or now["waiting"]:
         assert time.perf_counter() - gone < 5
     assert now["cancelled"] - before["cancelled"] == now["submitted"] - before["submitted"]
-    assert now["tokens"] - before["tokens"] < 24 * 1000
+    assert now["tokens"] - before["tokens"] < count * 1000
 
 
 def test_a_request_that_fails_fails_alone(fake):
@@ -134,13 +141,14 @@ def test_answers_do_not_mix(fake):
             assert text == f"canary-{number:04d}!stop"
 
 
-def test_overload_is_refused_at_once(serving, served, check_idle):
-    """Figure 5, small: only 200 and 429, each 429 with Retry-After, and nothing hangs."""
-    with serving(served(model="fake?pace_ms=1"), max_queue=16) as harness:
+@pytest.mark.parametrize(("count", "at_once", "cap"), [(200, 64, 16), soak(4096, 1024, 128)])
+def test_overload_is_refused_at_once(serving, served, check_idle, count, at_once, cap):
+    """Figure 5: only 200 and 429, each 429 with Retry-After, and nothing hangs."""
+    with serving(served(model="fake?pace_ms=1"), max_queue=cap) as harness:
         harness.wait_ready()
-        responses = statuses(harness, 200, 64)
+        responses = statuses(harness, count, at_once)
         counts = {status: sum(r.status_code == status for r in responses) for status in (200, 429)}
-        assert sum(counts.values()) == 200
+        assert sum(counts.values()) == count
         assert min(counts.values()) > 0
         for response in responses:
             if response.status_code == 429:
@@ -190,23 +198,24 @@ def test_slow_readers_hold_up_nobody_and_are_cut_off(serving, served, check_idle
         check_idle(harness)
 
 
-def test_a_worker_that_dies_ends_its_streams_and_comes_back(serving, served, check_idle):
-    """Figure 9, small: an error event on each stream within 5 s, /ready says so, then it serves again."""
+@pytest.mark.parametrize(("turns", "streams"), [(3, 16), soak(20, 64)])
+def test_a_worker_that_dies_ends_its_streams_and_comes_back(serving, served, check_idle, turns, streams):
+    """Figure 9: an error event on each stream within 5 s, /ready says so, then it serves again."""
     with serving(served(model="fake?load_s=0.3")) as harness:
         harness.wait_ready()
-        for turn in range(3):
+        for turn in range(turns):
             results: list[tuple[float, str]] = []
 
             def stream(number: int, turn: int = turn, results: list[tuple[float, str]] = results) -> None:
                 text = harness.chat(f"{turn} {number} !hang:4", stream=True).text
                 results.append((time.perf_counter(), text))
 
-            threads = [threading.Thread(target=stream, args=(number,)) for number in range(16)]
+            threads = [threading.Thread(target=stream, args=(number,)) for number in range(streams)]
             for thread in threads:
                 thread.start()
             resident = harness.service.models.resident("fake")
             deadline = time.monotonic() + 10
-            while resident.link.open_requests < 16:
+            while resident.link.open_requests < streams:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             time.sleep(0.2)
@@ -217,14 +226,14 @@ def test_a_worker_that_dies_ends_its_streams_and_comes_back(serving, served, che
             assert status.json()["models"]["fake"]["state"] in ("restarting", "loading")
             for thread in threads:
                 thread.join(10)
-            assert len(results) == 16
+            assert len(results) == streams
             for ended, text in results:
                 assert ended - killed < 5
                 assert "engine_restarting" in text
                 assert "[DONE]" not in text
             harness.wait_ready(15)
             assert harness.chat("again!stop").status_code == 200
-        assert harness.service.models.restarts == 3
+        assert harness.service.models.restarts == turns
         check_idle(harness)
 
 

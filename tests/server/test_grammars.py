@@ -16,7 +16,10 @@ pytestmark = pytest.mark.model
 
 CITY = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 20}, "people": {"type": "integer", "minimum": 0, "maximum": 99_999_999}},
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "people": {"type": "integer", "minimum": 0, "maximum": 99_999_999},
+    },
     "required": ["name", "people"],
     "additionalProperties": False,
 }

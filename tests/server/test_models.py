@@ -116,15 +116,18 @@ def test_an_idle_model_is_unloaded_and_comes_back(serving, served, wait_until):
         assert harness.complete("x", max_tokens=1).status_code == 200
 
 
-def test_no_answer_comes_from_another_model(serving, served):
-    """Figure 11, small: four models, room for two, requests for all of them at once."""
+@pytest.mark.parametrize(
+    "count", [80, pytest.param(2000, marks=[pytest.mark.soak, pytest.mark.timeout(7200)])]
+)
+def test_no_answer_comes_from_another_model(serving, served, count):
+    """Figure 11: four models, room for two, requests for all of them at once."""
     models = [named(served, name, "needed=400") for name in "abcd"]
     with serving(*models, memory_bytes=1000) as harness:
         fingerprints: dict[str, set[str]] = {}
 
         async def main() -> None:
             pick = random.Random(3)
-            names = [pick.choice("abcd") for _ in range(80)]
+            names = [pick.choice("abcd") for _ in range(count)]
             async with httpx.AsyncClient(base_url=harness.url, timeout=60, trust_env=False) as client:
 
                 async def one(number: int, name: str) -> None:
