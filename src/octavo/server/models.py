@@ -32,8 +32,6 @@ State = Literal["unloaded", "loading", "ready", "restarting", "failed", "unloadi
 
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
-_STEADY_SECONDS = 60.0
-"""A worker that lived this long crashed afresh: the pauses start over."""
 _SUSPECT_SECONDS = 600.0
 _MOST_SUSPECTS = 10_000
 _CRASHES_TO_REFUSE = 2
@@ -75,7 +73,8 @@ class _Entry:
         self.retiring = False
         """Someone waits for its room: who comes now waits behind them, or a busy model would never leave."""
         self.last_used = time.monotonic()
-        self.ready_at = 0.0
+        self.answered = False
+        """Whether the worker there is now has answered anybody: a crash is then no loop."""
         self.crashes_in_row = 0
         self.loads = 0
         self.error: OctavoError | None = None
@@ -204,8 +203,10 @@ class Models:
         while entry.resident is None or entry.retiring or entry.state != "ready":
             await self._wait_for_load(entry, timeout_seconds, deadline)
         entry.users += 1
+        resident = entry.resident
         try:
-            yield entry.resident
+            yield resident
+            entry.answered = entry.answered or entry.resident is resident
         finally:
             entry.users -= 1
             entry.last_used = time.monotonic()
@@ -280,7 +281,7 @@ class Models:
         except BaseException:
             entry.state = "unloaded"
             raise
-        entry.resident, entry.state, entry.ready_at = resident, "ready", time.monotonic()
+        entry.resident, entry.state, entry.answered = resident, "ready", False
         entry.loads += 1
         self._spawn(self._watch(entry, resident))
         _log.info("model %s: ready, worker %s", entry.served.name, resident.link.pid)
@@ -387,8 +388,7 @@ class Models:
         if self._closing or entry.resident is not resident:
             return
         entry.resident, entry.state, entry.retiring = None, "restarting", False
-        steady = time.monotonic() - entry.ready_at > _STEADY_SECONDS
-        entry.crashes_in_row = 1 if steady else entry.crashes_in_row + 1
+        entry.crashes_in_row = 1 if entry.answered else entry.crashes_in_row + 1
         self.restarts += 1
         _log.error("model %s: its worker ended (%s); restarting", entry.served.name, resident.link.reason)
         self._notify()
