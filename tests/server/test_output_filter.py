@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo import LLM, SamplingParams
 from octavo.errors import UsageError
-from octavo.output_filter import FilteredText, Keep, Replace, load_filter
+from octavo.output_filter import FilteredText, Keep, Replace, Stop, load_filter
 
 
 def test_names_that_are_no_filter_are_refused():
@@ -35,6 +36,16 @@ def test_a_phrase_is_found_however_the_text_is_cut(text, cuts):
     assert shown == text.replace("secret", "******")
 
 
+@pytest.mark.model
+def test_in_python(default_model_path):
+    def cut(text, last):
+        return Stop() if len(text) > 5 else Keep()
+
+    with LLM(default_model_path, device="cpu", context=64, filter=cut) as llm:
+        done = llm.generate("Once upon a time", SamplingParams(max_new_tokens=20, seed=1))
+        assert (done.finish_reason, done.text) == ("content_filter", "")
+
+
 @pytest.mark.parametrize(
     ("name", "shown", "reason"),
     [
@@ -45,7 +56,7 @@ def test_a_phrase_is_found_however_the_text_is_cut(text, cuts):
 )
 def test_at_the_server(serving, served, monkeypatch, name, shown, reason):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    with serving(served(), filter=f"filters:{name}") as harness:
+    with serving(served(filter=f"filters:{name}")) as harness:
         harness.wait_ready()
         choice = harness.chat("say secret word!stop").json()["choices"][0]
         assert choice["finish_reason"] == reason

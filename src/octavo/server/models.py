@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from octavo.errors import NotEnoughMemoryError, OctavoError
 from octavo.frontend import Frontend
-from octavo.output_filter import OutputFilter
+from octavo.output_filter import OutputFilter, load_filter
 from octavo.server import wire
 from octavo.server.faults import HttpFault, unavailable
 from octavo.server.worker_link import WORKER_COMMAND, WorkerLink
@@ -120,10 +120,12 @@ class Models:
         *,
         memory_bytes: int = 0,
         idle_unload_seconds: float = 0,
-        output_filter: OutputFilter | None = None,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
-        self._output_filter = output_filter
+        self._filters = {
+            each.name: None if each.settings.filter is None else load_filter(each.settings.filter)
+            for each in served
+        }
         self._entries = {each.name: _Entry(each) for each in served}
         self._names = {alias: each.name for each in served for alias in (*each.aliases, each.name)}
         self._memory_bytes = memory_bytes
@@ -312,7 +314,7 @@ class Models:
         link = entry.link = WorkerLink(make_room, self._command)
         try:
             ready = await link.load(_plain_settings(entry.served.settings))
-            frontend = await asyncio.to_thread(_frontend, ready, self._output_filter)
+            frontend = await asyncio.to_thread(_frontend, ready, self._filters[entry.served.name])
         except BaseException:
             link.kill()
             await link.close()
@@ -426,7 +428,7 @@ def _plain_settings(settings: Settings) -> Mapping[str, Any]:
         for name, value in (
             (each.name, getattr(settings, each.name)) for each in dataclasses.fields(settings)
         )
-        if value is not None
+        if value is not None and name != "filter"
     }
 
 

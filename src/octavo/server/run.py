@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 import uvicorn
 
 from octavo.errors import DeviceError
-from octavo.output_filter import load_filter
 from octavo.server.access import NO_KEYS, Keys
 from octavo.server.app import App
 from octavo.server.http_protocol import protocol_class
@@ -52,7 +51,6 @@ class Server:
             served,
             memory_bytes=settings.memory_bytes,
             idle_unload_seconds=settings.idle_unload_seconds,
-            output_filter=None if settings.filter is None else load_filter(settings.filter),
             command=command,
         )
         self.service = Service(settings, models)

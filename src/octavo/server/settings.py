@@ -35,7 +35,6 @@ class ServerSettings:
     admin_key_file: Path | None = _option(None, "File of keys for /admin; without it there is no /admin.")
     allow_host: tuple[str, ...] = _option((), "Host name clients may use besides loopback; may be repeated.")
     cors_origin: tuple[str, ...] = _option((), "Web origin that may call from a browser; may be repeated.")
-    filter: str | None = _option(None, "Output filter, module:function; see docs/server.md.")
     preload: bool = _option(True, "Load the first model at the start instead of with its first request.")
     memory_bytes: int = _option(0, "Most bytes all loaded models may take together [default: what is free].")
     idle_unload_seconds: float = _option(0, "Unload a model not used for this long [default: never].")
