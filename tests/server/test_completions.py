@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from octavo.server.prepare import _salted
+from octavo.types import Request, Sampling
+
 
 def test_a_raw_continuation(fake):
     answer = fake.complete("abc", max_tokens=5).json()
@@ -111,3 +114,12 @@ def test_ids_outside_the_vocabulary_and_empty_prompts_are_refused(fake, prompt):
     response = fake.complete(prompt)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_keys_and_salts_separate_prefixes():
+    """Figure 31: requests with different keys, or salts, share no prefix."""
+    request = Request((1, 2), Sampling(), 1)
+    salts = [_salted(request, key, asked).salt for key in ("", "k1", "k2") for asked in (None, "a", "b")]
+    assert len(set(salts)) == 9
+    assert salts[0] == ""
+    assert _salted(request, "k1", "a").salt == salts[4]

@@ -95,9 +95,9 @@ _STATUS: Mapping[type[OctavoError], tuple[int, str, str]] = {
     errors.NumericalError: (500, "server_error", "numerical_error"),
     errors.ClosedError: (503, "server_error", "engine_restarting"),
 }
+_OF_LOADING = ("model_unavailable", "not_enough_memory")
 _RENAMED = {"max_new_tokens": "max_tokens", "json_schema": "response_format", "lark": "response_format"}
 """Settings' names -> the API's."""
-_PATH = re.compile(r"(?<![\w/])(?:~|/|[A-Za-z]:\\)[\w.\-]+(?:[/\\][^\s:,;'\"]*)+")
 _FLAG = re.compile(r"--(max-new-tokens|stop|raw)\b")
 
 
@@ -124,8 +124,9 @@ def _known(error: OctavoError, status: int, kind: str, code: str, names: Mapping
     for ours, theirs in names.items():
         message = message.replace(ours, theirs)
         remedy = remedy.replace(ours, theirs)
-    if status >= 500:
-        message = _PATH.sub("(path)", message)
+    if code in _OF_LOADING:  # its reasons name files and sizes of this machine: they are for the log
+        message, remedy = f"the model cannot be loaded: {error.code.replace('_', ' ')}", ""
+    elif status >= 500:
         remedy = ""
     if status == 400 and _FLAG.search(remedy):
         remedy = ""  # it speaks of flags, to someone who has none

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+
+_PATH = re.compile(r"(?<![\w/])(?:~|/|[A-Za-z]:\\)[^\s'\",;]+")
+
+
+def without_paths(text: str) -> str:
+    return _PATH.sub("(path)", text)
 
 
 class _OneLine(logging.Formatter):

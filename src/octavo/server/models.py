@@ -23,6 +23,7 @@ from octavo.frontend import Frontend
 from octavo.output_filter import OutputFilter, load_filter
 from octavo.server import wire
 from octavo.server.faults import HttpFault, unavailable
+from octavo.server.logs import without_paths
 from octavo.server.worker_link import WORKER_COMMAND, WorkerLink
 from octavo.settings import SamplingParams, Settings
 from octavo.types import ModelSource
@@ -278,7 +279,9 @@ class Models:
                 resident = await self._load_making_room(entry)
         except OctavoError as error:
             entry.state, entry.error, entry.link = "failed", error, None
-            _log.warning("model %s: loading failed (%s): %s", entry.served.name, error.code, error)
+            _log.warning(
+                "model %s: loading failed (%s): %s", entry.served.name, error.code, without_paths(str(error))
+            )
             raise
         except BaseException:
             entry.state = "unloaded"
