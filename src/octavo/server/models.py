@@ -287,6 +287,7 @@ class Models:
             entry.state = "unloaded"
             raise
         entry.resident, entry.state, entry.answered = resident, "ready", False
+        entry.last_used = time.monotonic()
         entry.loads += 1
         self._spawn(self._watch(entry, resident))
         _log.info("model %s: ready, worker %s", entry.served.name, resident.link.pid)
