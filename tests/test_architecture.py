@@ -24,10 +24,11 @@ _LAYERS: tuple[frozenset[str], ...] = tuple(
         "runners.base runners",
         "load_plan plan_words plan validate engine",
         "backends",
-        "loading explanation generation",
+        "loading explanation output_filter generation",
         "frontend",
         "llm",
         "evaluate bench",
+        "server",
         "cli __main__",
     )
 )
@@ -45,6 +46,10 @@ _ONLY_IN = {
     "pickle": (),
     "joblib": (),
     "dill": (),
+    "starlette": ("server/",),
+    "uvicorn": ("server/",),
+    "msgpack": ("server/wire.py",),
+    "prometheus_client": ("server/metrics.py",),
 }
 """Library -> where it may be imported. devices.py asks torch only whether its build has CUDA."""
 

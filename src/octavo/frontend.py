@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from octavo.errors import ChatTemplateError, IncompatibleModelError
 from octavo.generation import Generation
+from octavo.output_filter import OutputFilter
 from octavo.settings import SamplingParams
 from octavo.text.chat import ChatTemplate, RenderedPrompt
 from octavo.text.grammar import Grammars
@@ -36,9 +37,21 @@ class Frontend:
     """Thread-safe: nothing changes after construction.
 
     `vocab_size` is the width of the model's logits, `context_tokens` the longest sequence that was planned.
+    `output_filter` sees the text of every answer first. `check_grammars` False: who runs a request compiles its
+    grammar, and says then what is wrong with it.
     """
 
-    def __init__(self, source: ModelSource, *, vocab_size: int, context_tokens: int) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        *,
+        vocab_size: int,
+        context_tokens: int,
+        output_filter: OutputFilter | None = None,
+        check_grammars: bool = True,
+    ) -> None:
+        self.output_filter = output_filter
+        self._check_grammars = check_grammars
         self.vocab_size = vocab_size
         self.context_tokens = context_tokens
         self._location = source.location
@@ -70,7 +83,9 @@ class Frontend:
         """A raw continuation of text, or of token ids taken as they are: the first of `params.n` choices
         (`Generation.of_choices`). `params` are checked."""
         request = self._request(self.prompt_ids(prompt), params, DEFAULT_MAX_NEW_TOKENS)
-        return Generation(request, self.tokenizer, params.stop, continuation=True)
+        return Generation(
+            request, self.tokenizer, params.stop, continuation=True, output_filter=self.output_filter
+        )
 
     def chat(self, messages: Sequence[Message], params: SamplingParams) -> Generation:
         """The answer to a conversation, in the model's template: the first of `params.n` choices. `params` are
@@ -79,7 +94,14 @@ class Frontend:
         request = self._request(rendered.token_ids, params, None)
         # A grammar describes the text from its first byte, so no space before it may be left out.
         exact = request.grammar is not None
-        return Generation(request, self.tokenizer, params.stop, continuation=exact, notices=rendered.notices)
+        return Generation(
+            request,
+            self.tokenizer,
+            params.stop,
+            continuation=exact,
+            notices=rendered.notices,
+            output_filter=self.output_filter,
+        )
 
     def check_ids(self, ids: object, max_new_tokens: int | None) -> tuple[int, ...]:
         """Token ids that are in the vocabulary and fit the context."""
@@ -135,7 +157,8 @@ class Frontend:
         if grammar is not None:
             self.require_tokenizer()
             assert self.grammars is not None
-            self.grammars.check(grammar)
+            if self._check_grammars:
+                self.grammars.check(grammar)
         return grammar
 
     def _sampling(self, params: SamplingParams) -> Sampling:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from octavo.errors import ClosedError
+from octavo.output_filter import FilteredText, OutputFilter
 from octavo.text.detokenizer import Detokenizer
 from octavo.text.stop_strings import StopStrings
 from octavo.text.tokenizer import Tokenizer
@@ -56,6 +57,7 @@ class Generation:
         *,
         continuation: bool = False,
         notices: tuple[str, ...] = (),
+        output_filter: OutputFilter | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._request = request
@@ -63,6 +65,8 @@ class Generation:
         self._stop = stop
         self._continuation = continuation
         self._notices = notices
+        self._output_filter = output_filter
+        self._filtered = None if output_filter is None else FilteredText(output_filter)
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, continuation=continuation)
         self._stops = StopStrings(stop)
         self._clock = clock
@@ -88,6 +92,7 @@ class Generation:
             self._stop,
             continuation=self._continuation,
             notices=self._notices,
+            output_filter=self._output_filter,
             clock=self._clock,
         )
 
@@ -121,6 +126,9 @@ class Generation:
         if event.finish_reason is not None and reason is event.finish_reason:
             rest, reason = self._finish_text(reason)
             text += rest
+        if self._filtered is not None:
+            text, ended = self._filtered.push(text, last=reason is not None)
+            reason = FinishReason.CONTENT_FILTER if ended else reason
         self._text.append(text)
         done = None if reason is None else self._completion(reason, came_at)
         return TextEvent(text, token_ids, reason, done, self.choice)

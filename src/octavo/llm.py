@@ -21,6 +21,7 @@ from octavo.explanation import explain
 from octavo.frontend import Frontend
 from octavo.generation import Generation, Inbox, TextStream
 from octavo.loading import PlannedModel, load_backend, plan_model
+from octavo.output_filter import OutputFilter, load_filter
 from octavo.settings import (
     ActivationsName,
     DtypeName,
@@ -42,7 +43,8 @@ class LLM:
     """A loaded model. Close it (or use `with`) to give its memory back.
 
     `LLM()` is the default model; `model` is a hub id, a folder of safetensors, or a .gguf file. The other
-    arguments are the fields of `Settings`. Thread-safe: several threads may generate at once.
+    arguments are the fields of `Settings`; `filter` may also be the function itself (`octavo.output_filter`).
+    Thread-safe: several threads may generate at once.
 
     Raises ModelNotFoundError, IncompatibleModelError, NotEnoughMemoryError (before anything is loaded),
     NotEnoughDiskError, DeviceError and InvalidParameterError, each with a remedy.
@@ -66,6 +68,7 @@ class LLM:
         offline: bool = False,
         cache_dir: str | Path | None = None,
         cache: bool = True,
+        filter: str | OutputFilter | None = None,
         progress: Progress | None = None,
     ) -> None:
         started = time.perf_counter()
@@ -89,11 +92,16 @@ class LLM:
             offline=offline,
             cache_dir=None if cache_dir is None else Path(cache_dir),
             cache=cache,
+            filter=filter if isinstance(filter, str) else None,
         )
+        output_filter = load_filter(filter) if isinstance(filter, str) else filter
         planned = plan_model(settings, progress=progress)
         source = planned.source
         self._frontend = Frontend(
-            source, vocab_size=planned.spec.vocab_size, context_tokens=planned.plan.context.tokens
+            source,
+            vocab_size=planned.spec.vocab_size,
+            context_tokens=planned.plan.context.tokens,
+            output_filter=output_filter,
         )
         # Nothing is read once it is loaded: with them the checkpoint's files would stay mapped.
         self._planned = dataclasses.replace(planned, source=dataclasses.replace(source, tensors={}))

@@ -65,6 +65,9 @@ class Settings:
         None, "Folder of packed weights [default: the platform's cache folder].", env="OCTAVO_CACHE"
     )
     cache: bool = _option(True, "Keep packed weights on disk for the next start.")
+    filter: str | None = _option(
+        None, "Output filter, module:function: it sees an answer's text before it is shown."
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -213,6 +213,8 @@ class Request:
 class FinishReason(enum.StrEnum):
     STOP = "stop"
     LENGTH = "length"
+    CONTENT_FILTER = "content_filter"
+    """An output filter of the user's ended it."""
     CANCELLED = "cancelled"
     ERROR = "error"
 

@@ -68,6 +68,16 @@ class Driver:
         self.stop()
         self._thread.join()
 
+    @property
+    def failure(self) -> Exception | None:
+        """What the backend raised, if it is broken."""
+        return self._failure
+
+    def wait(self) -> Exception | None:
+        """Wait until it has ended, by `close` or by itself; what the backend raised in the latter case."""
+        self._thread.join()
+        return self._failure
+
     def _run(self) -> None:
         try:
             while not self._closing:

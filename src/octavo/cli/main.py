@@ -26,6 +26,7 @@ from octavo.cli.generate import generate
 from octavo.cli.options import Invocation
 from octavo.cli.plan import plan
 from octavo.cli.report import report
+from octavo.cli.serve import serve
 from octavo.errors import NotEnoughDiskError, NotEnoughMemoryError, OctavoError, UsageError
 from octavo.version import __version__
 
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command()(plan)
+app.command()(serve)
 app.command()(explain)
 app.command()(bench)
 app.command("eval")(evaluate)

@@ -62,6 +62,7 @@ def validate_settings(settings: object) -> Settings:
         offline=flag("offline", settings.offline),
         cache_dir=None if cache_dir is None else Path(cache_dir),
         cache=flag("cache", settings.cache),
+        filter=path("filter", settings.filter),
     )
 
 

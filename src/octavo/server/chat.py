@@ -1,0 +1,141 @@
+"""POST /v1/chat/completions: from a conversation to a message, whole or as server-sent events."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from octavo.server.exchange import Exchange
+from octavo.server.models import Resident
+from octavo.server.prepare import Prepared, prepare_chat
+from octavo.server.running import Piece, Running, collect
+from octavo.server.schema import ChatRequest, read
+from octavo.server.service import Service, fingerprint, usage_of
+from octavo.server.tokens_json import TokenNames, chat_logprobs
+from octavo.text.answer import AnswerDelta, AnswerParser
+
+
+async def chat(service: Service, exchange: Exchange) -> None:
+    values, body = await exchange.json()
+    request, without_effect = read(ChatRequest, values)
+    service.note_ignored(exchange, without_effect)
+
+    async def work() -> None:
+        async with service.running(exchange, request.model, body, request, prepare_chat) as (
+            model,
+            prepared,
+            running,
+        ):
+            about = _About(exchange, model, prepared, request)
+            if request.stream:
+                await _stream(exchange, about, running)
+            else:
+                await _whole(exchange, about, running)
+
+    await exchange.answer(work())
+
+
+class _About:
+    """What all chunks of one answer share."""
+
+    def __init__(self, exchange: Exchange, model: Resident, prepared: Prepared, request: ChatRequest) -> None:
+        self.id = f"chatcmpl-{exchange.id}"
+        self.created = int(time.time())
+        self.model = model
+        self.prepared = prepared
+        self.request = request
+        self.names = TokenNames(model.frontend.tokenizer)
+
+    def base(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model.served.name,
+            "system_fingerprint": fingerprint(self.model),
+        }
+
+    def logprobs(self, piece: Piece) -> dict[str, Any] | None:
+        if not self.request.logprobs:
+            return None
+        return {"content": chat_logprobs(self.names, piece.logprobs), "refusal": None}
+
+
+async def _whole(exchange: Exchange, about: _About, running: Running) -> None:
+    pieces = await collect(running, len(about.prepared.requests))
+    choices = []
+    for piece in pieces:
+        parser = about.prepared.parser()
+        deltas = [*parser.push(piece.text), *parser.finish()]
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": "".join(delta.content for delta in deltas),
+            "refusal": None,
+        }
+        if reasoning := "".join(delta.reasoning for delta in deltas):
+            message["reasoning_content"] = reasoning
+        choices.append(
+            {
+                "index": piece.index,
+                "message": message,
+                "logprobs": about.logprobs(piece),
+                "finish_reason": finish_reason(piece, parser),
+                "seed": about.prepared.requests[piece.index].sampling.seed,
+            }
+        )
+    answer = {**about.base("chat.completion"), "choices": choices, "usage": usage_of(about.prepared, pieces)}
+    if notices := [notice for piece in pieces[:1] if piece.completion for notice in piece.completion.notices]:
+        answer["notices"] = notices
+    exchange.facts.update(answer["usage"])
+    await exchange.send_json(200, answer)
+
+
+async def _stream(exchange: Exchange, about: _About, running: Running) -> None:
+    options = about.request.stream_options
+    with_usage = options is not None and options.include_usage
+    base = about.base("chat.completion.chunk")
+    if with_usage:
+        base["usage"] = None
+    parsers = [about.prepared.parser() for _ in about.prepared.requests]
+    begun: set[int] = set()
+    done: list[Piece] = []
+
+    async def chunk(index: int, delta: dict[str, Any], **more: Any) -> None:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
+        await exchange.send_event({**base, "choices": [choice]})
+
+    async for pieces in running:
+        if exchange.status is None:
+            await exchange.start_events()
+        for piece in pieces:
+            index, parser = piece.index, parsers[piece.index]
+            if index not in begun:
+                begun.add(index)
+                await chunk(index, {"role": "assistant", "content": "", "refusal": None})
+            deltas = parser.push(piece.text)
+            if piece.completion is not None:
+                deltas += parser.finish()
+            logprobs = about.logprobs(piece)
+            for delta in deltas or ([AnswerDelta()] if piece.logprobs else []):
+                await chunk(index, delta_json(delta), logprobs=logprobs)
+                logprobs = None  # with the first of this piece's deltas, once
+            if piece.completion is not None:
+                seed = about.prepared.requests[index].sampling.seed
+                await chunk(index, {}, finish_reason=finish_reason(piece, parser), seed=seed)
+                done.append(piece)
+    usage = usage_of(about.prepared, done)
+    exchange.facts.update(usage)
+    if with_usage:
+        await exchange.send_event({**base, "choices": [], "usage": usage})
+    await exchange.end_events(b"data: [DONE]\n\n")
+
+
+def delta_json(delta: AnswerDelta) -> dict[str, Any]:
+    if delta.reasoning:
+        return {"reasoning_content": delta.reasoning}
+    return {"content": delta.content}
+
+
+def finish_reason(piece: Piece, parser: AnswerParser) -> str:
+    assert piece.completion is not None
+    return "tool_calls" if parser.called else str(piece.completion.finish_reason)

@@ -1,0 +1,457 @@
+"""The models by name: loaded when asked for, shared, unloaded when idle or in the way, restarted when they crash.
+
+Asynchronous, on the front's loop. One load at a time, in the order asked. A model that answers someone is never
+unloaded; among the idle ones the least recently used go first, and only as many as the bytes needed ask for.
+Processes are `octavo.server.worker_link`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from octavo.errors import NotEnoughMemoryError, OctavoError
+from octavo.frontend import Frontend
+from octavo.output_filter import OutputFilter, load_filter
+from octavo.server import wire
+from octavo.server.faults import HttpFault, unavailable
+from octavo.server.logs import without_paths
+from octavo.server.worker_link import WORKER_COMMAND, WorkerLink
+from octavo.settings import SamplingParams, Settings
+from octavo.types import ModelSource
+from octavo.units import readable_bytes
+
+State = Literal["unloaded", "loading", "ready", "restarting", "failed", "unloading", "closed"]
+
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 30.0
+_SUSPECT_SECONDS = 600.0
+_MOST_SUSPECTS = 10_000
+_CRASHES_TO_REFUSE = 2
+
+_log = logging.getLogger("octavo.server")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as the command line names it."""
+
+    name: str
+    aliases: tuple[str, ...]
+    settings: Settings
+    sampling: SamplingParams
+    """What holds where a request says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A loaded model, in use: `Models.use` gives it and counts who has it."""
+
+    served: ServedModel
+    link: WorkerLink
+    frontend: Frontend
+    ready: wire.Ready
+
+
+class _Entry:
+    """One name's state. Only `Models` changes it."""
+
+    def __init__(self, served: ServedModel) -> None:
+        self.served = served
+        self.state: State = "unloaded"
+        self.resident: Resident | None = None
+        self.loading: asyncio.Task[Resident] | None = None
+        self.link: WorkerLink | None = None
+        self.users = 0
+        self.retiring = False
+        """Someone waits for its room: who comes now waits behind them, or a busy model would never leave."""
+        self.last_used = time.monotonic()
+        self.answered = False
+        """Whether the worker there is now has answered anybody: a crash is then no loop."""
+        self.crashes_in_row = 0
+        self.loads = 0
+        self.error: OctavoError | None = None
+
+    @property
+    def bytes(self) -> int:
+        return 0 if self.link is None else self.link.needed_bytes or 0
+
+
+class Suspects:
+    """Bodies that were being answered when a worker died. One that was there twice is refused for a while."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+
+    def blame(self, digest: bytes) -> None:
+        count, since = self._seen.pop(digest, (0, 0.0))
+        if self._clock() - since > _SUSPECT_SECONDS:
+            count = 0
+        self._seen[digest] = count + 1, self._clock()
+        while len(self._seen) > _MOST_SUSPECTS:
+            self._seen.popitem(last=False)
+
+    def check(self, digest: bytes) -> None:
+        """Raises HttpFault for a body that was there at two crashes."""
+        count, since = self._seen.get(digest, (0, 0.0))
+        if count >= _CRASHES_TO_REFUSE and self._clock() - since <= _SUSPECT_SECONDS:
+            raise HttpFault(
+                400,
+                f"the model's worker died {count} times while answering this request: it is not tried again for now",
+                "request_refused",
+                retry=False,
+            )
+
+
+class Models:
+    """All models this server may load. `start` once, `close` at the end."""
+
+    def __init__(
+        self,
+        served: Sequence[ServedModel],
+        *,
+        memory_bytes: int = 0,
+        idle_unload_seconds: float = 0,
+        command: Sequence[str] = WORKER_COMMAND,
+    ) -> None:
+        self._filters = {
+            each.name: None if each.settings.filter is None else load_filter(each.settings.filter)
+            for each in served
+        }
+        self._entries = {each.name: _Entry(each) for each in served}
+        self._names = {alias: each.name for each in served for alias in (*each.aliases, each.name)}
+        self._memory_bytes = memory_bytes
+        self._idle_unload_seconds = idle_unload_seconds
+        self._command = command
+        self._turn = asyncio.Lock()
+        """Held by the load in progress; asyncio's lock is first come, first served."""
+        self._changed = asyncio.Condition()
+        """Notified when a model becomes idle or is gone."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = False
+        self.suspects = Suspects()
+        self.restarts = 0
+        self.evictions = 0
+
+    # --- what there is -----------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._entries)
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of a name or alias; the first one for None. Raises HttpFault 404."""
+        if name is None:
+            return next(iter(self._entries.values())).served
+        return self._entry(name).served
+
+    def state(self, name: str) -> State:
+        return self._entry(name).state
+
+    def resident(self, name: str) -> Resident | None:
+        return self._entry(name).resident
+
+    def status(self) -> dict[str, Any]:
+        """Each model's state, and how far its load is, for /ready."""
+        return {name: self._status(entry) for name, entry in self._entries.items()}
+
+    def is_ready(self) -> bool:
+        """Whether a request for any model that was started can be answered now."""
+        states = [entry.state for entry in self._entries.values()]
+        if self._closing or any(state in ("restarting", "failed") for state in states):
+            return False
+        return "ready" in states or "loading" not in states
+
+    def _status(self, entry: _Entry) -> dict[str, Any]:
+        found: dict[str, Any] = {"state": entry.state}
+        if entry.state in ("loading", "restarting") and entry.link is not None and entry.link.progress:
+            stage = entry.link.progress
+            found["stage"] = stage.stage
+            if stage.total_bytes:
+                found["progress"] = round(min(1.0, stage.done_bytes / stage.total_bytes), 3)
+        if entry.error is not None:
+            found["code"] = entry.error.code
+        return found
+
+    def _entry(self, name: str) -> _Entry:
+        real = self._names.get(name)
+        if real is None:
+            raise HttpFault(
+                404,
+                f"there is no model {name[:80]!r} here; /v1/models lists those there are",
+                "model_not_found",
+                param="model",
+            )
+        return self._entries[real]
+
+    # --- using one ---------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def use(self, name: str, timeout_seconds: float) -> AsyncIterator[Resident]:
+        """The model, loaded if need be, kept loaded while in use.
+
+        Raises HttpFault: 404, 503 model_loading after the timeout; and what loading raised.
+        """
+        entry = self._entry(name)
+        deadline = time.monotonic() + timeout_seconds
+        while entry.resident is None or entry.retiring or entry.state != "ready":
+            await self._wait_for_load(entry, timeout_seconds, deadline)
+        entry.users += 1
+        resident = entry.resident
+        try:
+            yield resident
+            entry.answered = entry.answered or entry.resident is resident
+        finally:
+            entry.users -= 1
+            entry.last_used = time.monotonic()
+            if entry.users == 0:
+                self._notify()
+
+    async def _wait_for_load(self, entry: _Entry, timeout_seconds: float, deadline: float) -> None:
+        try:
+            # Shielded: who gives up waiting does not end a load that others wait for too.
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await asyncio.shield(self._load_task(entry))
+        except TimeoutError:
+            raise unavailable(
+                f"{entry.served.name} is still {entry.state}; it was waited for {timeout_seconds:g} s",
+                "model_loading",
+                10,
+            ) from None
+
+    def _load_task(self, entry: _Entry) -> asyncio.Task[Resident]:
+        if self._closing:
+            raise unavailable("the server is shutting down", "shutting_down", 10)
+        if entry.loading is None or entry.loading.done():
+            entry.loading = self._spawn(self._load(entry))
+            entry.loading.add_done_callback(_seen)
+        return entry.loading
+
+    async def start(self, *, preload: bool) -> None:
+        """Load the first model in the background, and look after idle ones."""
+        if preload:
+            self._load_task(next(iter(self._entries.values())))
+        if self._idle_unload_seconds:
+            self._spawn(self._unload_idle())
+
+    async def close(self) -> None:
+        """End every worker; what they run ends with error events."""
+        self._closing = True
+        links = [entry.link for entry in self._entries.values() if entry.link is not None]
+        await asyncio.gather(*(link.close() for link in links))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for entry in self._entries.values():
+            entry.state, entry.resident = "closed", None
+
+    async def unload(self, name: str) -> None:
+        """Give an idle model's memory back. Raises HttpFault 409 where it is in use."""
+        entry = self._entry(name)
+        async with self._turn:
+            if entry.users:
+                raise HttpFault(
+                    409, f"{entry.served.name} is answering {entry.users} requests", "model_busy", retry=False
+                )
+            if entry.resident is not None and entry.state == "ready":
+                await self._unload(entry)
+
+    # --- loading and unloading -----------------------------------------------------------------------------
+
+    async def _load(self, entry: _Entry) -> Resident:
+        await self._pause(entry)
+        try:
+            async with self._turn:
+                if entry.resident is not None and not entry.retiring:
+                    return entry.resident
+                if entry.state != "restarting":
+                    entry.state = "loading"
+                entry.error = None
+                resident = await self._load_making_room(entry)
+        except OctavoError as error:
+            entry.state, entry.error, entry.link = "failed", error, None
+            _log.warning(
+                "model %s: loading failed (%s): %s", entry.served.name, error.code, without_paths(str(error))
+            )
+            raise
+        except BaseException:
+            entry.state = "unloaded"
+            raise
+        entry.resident, entry.state, entry.answered = resident, "ready", False
+        entry.last_used = time.monotonic()
+        entry.loads += 1
+        self._spawn(self._watch(entry, resident))
+        _log.info("model %s: ready, worker %s", entry.served.name, resident.link.pid)
+        return resident
+
+    async def _pause(self, entry: _Entry) -> None:
+        if entry.crashes_in_row > 1:
+            await asyncio.sleep(
+                min(_FIRST_PAUSE_SECONDS * 2 ** (entry.crashes_in_row - 2), _LONGEST_PAUSE_SECONDS)
+            )
+
+    async def _load_making_room(self, entry: _Entry) -> Resident:
+        while True:
+            try:
+                return await self._load_once(entry)
+            except NotEnoughMemoryError as error:
+                # What the machine has is known only to the worker's plan; make room for what is missing.
+                missing = error.needed_bytes - error.available_bytes
+                if not any(other.resident is not None for other in self._entries.values()):
+                    raise
+                await self._free(missing)
+
+    async def _load_once(self, entry: _Entry) -> Resident:
+        async def make_room(needed_bytes: int) -> None:
+            if self._memory_bytes:
+                await self._fit(entry, needed_bytes)
+
+        link = entry.link = WorkerLink(make_room, self._command)
+        try:
+            ready = await link.load(_plain_settings(entry.served.settings))
+            frontend = await asyncio.to_thread(_frontend, ready, self._filters[entry.served.name])
+        except BaseException:
+            link.kill()
+            await link.close()
+            raise
+        return Resident(entry.served, link, frontend, ready)
+
+    async def _fit(self, entry: _Entry, needed_bytes: int) -> None:
+        """Make room within `memory_bytes`."""
+        if needed_bytes > self._memory_bytes:
+            raise NotEnoughMemoryError(
+                f"{entry.served.name} needs {readable_bytes(needed_bytes)}; all models together may take "
+                f"{readable_bytes(self._memory_bytes)}",
+                remedy="Raise --memory-bytes, or lower --context or --max-sequences.",
+                needed_bytes=needed_bytes,
+                available_bytes=self._memory_bytes,
+            )
+        taken = sum(other.bytes for other in self._entries.values() if other.resident is not None)
+        await self._free(taken + needed_bytes - self._memory_bytes)
+
+    async def _free(self, wanted_bytes: int) -> None:
+        """Unload idle models, the longest unused first, until this much is back; wait for busy ones."""
+        while wanted_bytes > 0:
+            idle = [
+                e
+                for e in self._entries.values()
+                if e.resident is not None and e.users == 0 and e.state == "ready"
+            ]
+            if not idle:
+                busy = [entry for entry in self._entries.values() if entry.resident is not None]
+                if not busy:
+                    return
+                min(busy, key=lambda entry: entry.last_used).retiring = True
+                await self._wait_for_change()
+                continue
+            oldest = min(idle, key=lambda entry: (not entry.retiring, entry.last_used))
+            wanted_bytes -= max(oldest.bytes, 1)
+            self.evictions += 1
+            await self._unload(oldest)
+
+    async def _wait_for_change(self) -> None:
+        """Or a moment, since a change may have come before this waits."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.2), self._changed:
+                await self._changed.wait()
+
+    async def _unload(self, entry: _Entry) -> None:
+        assert entry.users == 0
+        resident, entry.resident, entry.state = entry.resident, None, "unloading"
+        entry.retiring = False
+        assert resident is not None
+        _log.info("model %s: unloaded", entry.served.name)
+        await resident.link.close()
+        if entry.link is resident.link:
+            entry.link = None
+        if entry.state == "unloading":
+            entry.state = "unloaded"
+        self._notify()
+
+    async def _unload_idle(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, self._idle_unload_seconds / 4))
+            async with self._turn:
+                for entry in self._entries.values():
+                    idle = entry.resident is not None and entry.users == 0 and entry.state == "ready"
+                    if idle and time.monotonic() - entry.last_used > self._idle_unload_seconds:
+                        await self._unload(entry)
+
+    # --- crashes -------------------------------------------------------------------------------------------
+
+    async def _watch(self, entry: _Entry, resident: Resident) -> None:
+        """Restart a worker that ended without being told to."""
+        await resident.link.ended.wait()
+        if self._closing or entry.resident is not resident:
+            return
+        entry.resident, entry.state, entry.retiring = None, "restarting", False
+        entry.crashes_in_row = 1 if entry.answered else entry.crashes_in_row + 1
+        self.restarts += 1
+        _log.error("model %s: its worker ended (%s); restarting", entry.served.name, resident.link.reason)
+        self._notify()
+        # The process may still be closing: its memory must be back before the next one plans.
+        resident.link.kill()
+        await resident.link.close()
+        with contextlib.suppress(HttpFault):
+            self._load_task(entry)
+
+    # --- small things --------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _notify(self) -> None:
+        async def notify() -> None:
+            async with self._changed:
+                self._changed.notify_all()
+
+        self._spawn(notify())
+
+
+def _seen(task: asyncio.Task[Resident]) -> None:
+    """A load nobody waits for any more has its error in the entry's state."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _plain_settings(settings: Settings) -> Mapping[str, Any]:
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in (
+            (each.name, getattr(settings, each.name)) for each in dataclasses.fields(settings)
+        )
+        if value is not None and name != "filter"
+    }
+
+
+def _frontend(ready: wire.Ready, output_filter: OutputFilter | None) -> Frontend:
+    source = ModelSource(
+        location=ready.location,
+        revision=ready.revision,
+        naming="huggingface",
+        config=ready.config,
+        generation_config=ready.generation_config,
+        tokenizer=ready.tokenizer,
+        chat_template=ready.chat_template,
+        tensors={},
+        fingerprint=ready.fingerprint,
+    )
+    return Frontend(
+        source,
+        vocab_size=ready.vocab_size,
+        context_tokens=ready.context_tokens,
+        output_filter=output_filter,
+        check_grammars=False,  # in the worker: it can be killed, and this process has other clients
+    )

@@ -1,0 +1,159 @@
+"""Runs the server: uvicorn around the app, and its end: drain on the first SIGTERM or SIGINT, stop on the second."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+
+import uvicorn
+
+from octavo.errors import DeviceError
+from octavo.server.access import NO_KEYS, Keys
+from octavo.server.app import App
+from octavo.server.http_protocol import protocol_class
+from octavo.server.models import Models, ServedModel
+from octavo.server.service import Service
+from octavo.server.settings import ServerSettings
+from octavo.server.worker_link import WORKER_COMMAND
+
+_ABORT_SECONDS = 1.5
+"""What aborted requests get to send their last event."""
+
+_log = logging.getLogger("octavo.server")
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves the signals to `Server`, which drains first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Server:
+    """One server from start to end, on the running loop."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        served: Sequence[ServedModel],
+        keys: Keys,
+        *,
+        admin_keys: Keys = NO_KEYS,
+        command: Sequence[str] = WORKER_COMMAND,
+    ) -> None:
+        self._settings = settings
+        models = Models(
+            served,
+            memory_bytes=settings.memory_bytes,
+            idle_unload_seconds=settings.idle_unload_seconds,
+            command=command,
+        )
+        self.service = Service(settings, models)
+        self.app = App(self.service, keys, admin_keys)
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                self.app,
+                host=settings.host,
+                port=settings.port,
+                http=protocol_class(settings),
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                h11_max_incomplete_event_size=settings.max_header_bytes,
+                timeout_keep_alive=75,
+                backlog=2048,
+            )
+        )
+        self._stopping: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+
+    async def run(self, started: Callable[[int], None]) -> None:
+        """Serve until `stop`. `started` is called with the port, once it listens.
+
+        Raises DeviceError where the address is taken.
+        """
+        try:
+            await self.service.models.start(preload=self._settings.preload)
+            serving = asyncio.create_task(self._serve())
+            while not (self._uvicorn.started or serving.done()):
+                await asyncio.sleep(0.005)
+            if self._uvicorn.started:
+                started(self._port())
+            await serving
+        finally:
+            await self.service.models.close()
+            self.service.threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _serve(self) -> None:
+        try:
+            await self._uvicorn.serve()
+        except SystemExit:
+            raise DeviceError(
+                f"cannot listen on {self._settings.host} port {self._settings.port}: the address is taken or not ours",
+                remedy="Choose another --port or --host, or stop what listens there.",
+            ) from None
+
+    def _port(self) -> int:
+        port: int = self._uvicorn.servers[0].sockets[0].getsockname()[1]
+        return port
+
+    def stop(self) -> None:
+        """Drain; called again: stop at once."""
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._stop())
+        else:
+            self._hurry.set()
+
+    async def _stop(self) -> None:
+        self.service.draining = True
+        _log.info("draining: %d requests are running", self.app.open)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_seconds):
+                while self.app.open and not self._hurry.is_set():
+                    await asyncio.sleep(0.02)
+        if self.app.open:
+            _log.warning("aborting %d requests", self.app.open)
+            # Its streams end with an error event, as for any worker that is gone.
+            await self.service.models.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ABORT_SECONDS):
+                    while self.app.open:
+                        await asyncio.sleep(0.02)
+        self._uvicorn.config.timeout_graceful_shutdown = 1
+        self._uvicorn.should_exit = True
+
+
+def serve(
+    settings: ServerSettings,
+    served: Sequence[ServedModel],
+    keys: Keys,
+    started: Callable[[int], None],
+    *,
+    admin_keys: Keys = NO_KEYS,
+    command: Sequence[str] = WORKER_COMMAND,
+) -> None:
+    """Serve in this process until a signal ends it. Raises what `Server.run` raises."""
+    os.umask(0o077)
+    asyncio.run(_until_signalled(settings, served, keys, admin_keys, command, started))
+
+
+async def _until_signalled(
+    settings: ServerSettings,
+    served: Sequence[ServedModel],
+    keys: Keys,
+    admin_keys: Keys,
+    command: Sequence[str],
+    started: Callable[[int], None],
+) -> None:
+    server = Server(settings, served, keys, admin_keys=admin_keys, command=command)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    await server.run(started)

@@ -1,0 +1,305 @@
+"""One model in a process of its own: `python -m octavo.server.worker FD`. Loads it, steps it, sends its events.
+
+Synchronous. Three threads: this one reads messages, the driver's steps the engine, and the outbox's writes, so
+that a front that is slow to read never holds a step up. The process ends when it is told to, when the front
+goes away, or when its engine breaks: a front can then start another. Listens to no one but its front.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from octavo.backends.base import Backend
+from octavo.backends.driver import Driver
+from octavo.errors import ClosedError, InvalidGrammarError, OctavoError
+from octavo.frontend import Frontend
+from octavo.server import wire
+from octavo.server.logs import log_to_stderr
+from octavo.settings import Settings
+from octavo.types import FinishReason, Grammar, ModelSource, Progress, TokenEvent
+from octavo.version import __version__
+
+BROKEN = 70
+"""Exit code of a worker whose engine stopped."""
+REFUSED = 69
+"""Exit code of a worker whose model cannot be loaded."""
+
+_log = logging.getLogger("octavo.server")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What a loader gives: the backend, where its model came from, and facts to show."""
+
+    backend: Backend
+    source: ModelSource
+    max_sequences: int
+    facts: Mapping[str, Any]
+    notices: tuple[str, ...] = ()
+
+
+Loader = Callable[[Settings, Progress, Callable[[int], None]], LoadedModel]
+"""(settings, progress, what to tell the bytes the plan needs, which waits until there is room) -> the model.
+Raises our errors."""
+
+
+class Outbox:
+    """Messages on their way to the front, written by a thread of its own. Events that wait go out together."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._waiting: queue.SimpleQueue[wire.FromWorker | wire.Event | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="octavo-outbox", daemon=True)
+        self._thread.start()
+
+    def put(self, message: wire.FromWorker | wire.Event) -> None:
+        self._waiting.put(message)
+
+    def flush(self, timeout_seconds: float) -> None:
+        """Write what is waiting, then nothing more."""
+        self._waiting.put(None)
+        self._thread.join(timeout_seconds)
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError):  # the front is gone: the reading thread ends the process
+            while self._write_waiting(self._waiting.get()):
+                pass
+
+    def _write_waiting(self, first: wire.FromWorker | wire.Event | None) -> bool:
+        events: list[wire.Event] = []
+        message = first
+        while isinstance(message, wire.Event):
+            events.append(message)
+            try:
+                message = self._waiting.get_nowait()
+            except queue.Empty:
+                break
+        if events:
+            self._connection.sendall(wire.encode(wire.Events(tuple(events))))
+        if message is not None and not isinstance(message, wire.Event):
+            self._connection.sendall(wire.encode(message))
+        return message is not None
+
+
+_BROKE = ClosedError("the model's engine stopped", remedy="Try again: it is being restarted.")
+"""For every request that was open when it did; what it raised is for the log."""
+
+
+class Requests:
+    """The front's keys and the engine's ids, which a request has from submission to its last event."""
+
+    def __init__(self, driver: Driver, outbox: Outbox) -> None:
+        self._driver = driver
+        self._outbox = outbox
+        self._ids: dict[int, int] = {}
+        self._ended_early: set[int] = set()
+        self._lock = threading.Lock()
+
+    def submit(self, message: wire.Submit) -> None:
+        key = message.key
+        try:
+            request_id = self._driver.submit(message.request, lambda event: self._deliver(key, event))
+        except Exception as error:
+            self._outbox.put(wire.Event(key, finish_reason=FinishReason.ERROR, fault=wire.fault_of(error)))
+            return
+        with self._lock:
+            if key in self._ended_early:
+                self._ended_early.remove(key)
+            else:
+                self._ids[key] = request_id
+
+    def cancel(self, key: int) -> None:
+        with self._lock:
+            request_id = self._ids.get(key)
+        if request_id is not None:
+            self._driver.cancel(request_id)
+
+    def _deliver(self, key: int, event: TokenEvent) -> None:
+        if event.finish_reason is not None:
+            with self._lock:
+                if self._ids.pop(key, None) is None:
+                    self._ended_early.add(key)
+        if event.error is not None and event.error is self._driver.failure:
+            event = dataclasses.replace(event, error=_BROKE)
+        self._outbox.put(wire.event_of(key, event))
+
+
+def serve(connection: socket.socket, load: Loader) -> int:
+    """Serve one model over `connection` until it closes; the exit code."""
+    outbox = Outbox(connection)
+    reader = connection.makefile("rb")
+
+    def planned(needed_bytes: int) -> None:
+        outbox.put(wire.Planned(needed_bytes))
+        if not isinstance(_read(reader), wire.Proceed):
+            raise EOFError
+
+    try:
+        first = _read(reader)
+        if not isinstance(first, wire.Load) or first.version != __version__:
+            return REFUSED
+        model = load(
+            settings_from(first.settings),
+            lambda *about: outbox.put(wire.Loading(*about)),
+            planned,
+        )
+    except (EOFError, OSError) as error:
+        if isinstance(error, EOFError):
+            return 0
+        outbox.put(wire.Failed(wire.fault_of(error)))
+        outbox.flush(5)
+        return REFUSED
+    except Exception as error:
+        if not isinstance(error, OctavoError):
+            _log.exception("loading failed")
+        outbox.put(wire.Failed(wire.fault_of(error)))
+        outbox.flush(5)
+        return REFUSED
+    driver = Driver(model.backend)
+    threading.Thread(target=_end_with, args=(driver, outbox), name="octavo-watch", daemon=True).start()
+    outbox.put(ready_message(model))
+    try:
+        return _answer(reader, driver, outbox)
+    finally:
+        driver.close()
+        outbox.flush(2)
+
+
+def _end_with(driver: Driver, outbox: Outbox) -> None:
+    """A broken engine ends the process once every request has been told: its memory is then free for another."""
+    if driver.wait() is not None:
+        outbox.flush(5)
+        os._exit(BROKEN)
+
+
+def _answer(reader: Any, driver: Driver, outbox: Outbox) -> int:
+    requests = Requests(driver, outbox)
+    while True:
+        try:
+            message = _read(reader)
+        except (EOFError, OSError):
+            return 0
+        match message:
+            case wire.Submit():
+                requests.submit(message)
+            case wire.Cancel():
+                requests.cancel(message.key)
+            case wire.AskFacts():
+                outbox.put(wire.Facts(wire.finite({**driver.backend.info(), "process": _own_memory()})))
+            case wire.Close():
+                return 0
+            case _:
+                raise wire.WireError(f"a front does not send {type(message).__name__}")
+
+
+def _read(reader: Any) -> Any:
+    head = reader.read(wire.LENGTH_BYTES)
+    if len(head) < wire.LENGTH_BYTES:
+        raise EOFError
+    length = wire.frame_length(head)
+    body = reader.read(length)
+    if len(body) < length:
+        raise EOFError
+    return wire.decode(body)
+
+
+def ready_message(model: LoadedModel) -> wire.Ready:
+    source, able = model.source, model.backend.capabilities
+    return wire.Ready(
+        location=source.location,
+        revision=source.revision,
+        config=source.config,
+        generation_config=source.generation_config,
+        tokenizer=source.tokenizer,
+        chat_template=source.chat_template,
+        fingerprint=source.fingerprint,
+        vocab_size=able.vocab_size,
+        context_tokens=able.context_tokens,
+        max_sequences=model.max_sequences,
+        grammars=able.grammars,
+        facts=wire.finite(model.facts),
+        notices=model.notices,
+    )
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """`Settings` as `Load` carries them; `octavo.loading` checks the values."""
+    known = {each.name for each in fields(Settings)}
+    given = {name: value for name, value in values.items() if name in known}
+    if given.get("cache_dir") is not None:
+        given["cache_dir"] = Path(given["cache_dir"])
+    return Settings(**given)
+
+
+def load_model(settings: Settings, progress: Progress, planned: Callable[[int], None]) -> LoadedModel:
+    """The real thing: `octavo.loading`, with the plan's bytes told before anything is taken."""
+    from octavo.loading import load_backend, plan_model
+
+    model = plan_model(settings, progress=progress)
+    planned(sum(pool.needed_bytes for pool in model.plan.pools))
+    plan, source = model.plan, model.source
+    # The front's twin: here only for the grammars that the engine follows.
+    frontend = Frontend(source, vocab_size=model.spec.vocab_size, context_tokens=plan.context.tokens)
+    grammars = frontend.grammars
+    if grammars is not None:
+        with contextlib.suppress(
+            InvalidGrammarError
+        ):  # a model without an end refuses each grammar by itself
+            grammars.check(
+                Grammar("regex", "a")
+            )  # reads the vocabulary now, not between two tokens of someone
+    loaded = load_backend(
+        model, compile_grammar=None if grammars is None else grammars.constraint, progress=progress
+    )
+    facts = {
+        "quant": sorted({part.format for part in plan.weights}),
+        "quantized_as": list(source.quantized_as),
+        "device": plan.config.device,
+        "device_reason": model.device_reason,
+        "runner": plan.runner,
+        "dtype": plan.dtypes.compute,
+        "kv_dtype": plan.dtypes.kv,
+        "packed_from_cache": loaded.packed_from_cache,
+        "weights_bytes": plan.packed_bytes,
+    }
+    notices = (*source.notices, *loaded.notices)
+    return LoadedModel(loaded.backend, source, plan.config.max_slots, facts, notices)
+
+
+def _own_memory() -> Mapping[str, int]:
+    """Anonymous and swapped bytes of this process: what a leak would make grow. Linux only, since /proc is."""
+    found: dict[str, int] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(":")
+            if name in ("RssAnon", "VmSwap", "VmRSS"):
+                found[name] = int(value.split()[0]) * 1024
+    return found
+
+
+def main(arguments: list[str], load: Loader = load_model) -> int:
+    """`arguments`: the number of the inherited socket."""
+    log_to_stderr()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front's to handle: it drains
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    connection = socket.socket(fileno=int(arguments[0]))
+    os.set_inheritable(connection.fileno(), False)
+    return serve(connection, load)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code)  # nothing is left to save, and a library's thread must not hold the exit up

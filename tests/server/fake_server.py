@@ -1,0 +1,26 @@
+"""`octavo serve` in a process of its own with the fake worker: run by path, prints its port when it listens."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from octavo.server.access import Keys
+from octavo.server.logs import log_to_stderr
+from octavo.server.models import ServedModel
+from octavo.server.run import serve
+from octavo.server.settings import ServerSettings
+from octavo.settings import SamplingParams, Settings
+
+if __name__ == "__main__":
+    options = json.loads(sys.argv[1])
+    model = Settings(model=options.pop("model", "fake"), max_sequences=64, context=4096)
+    log_to_stderr()
+    serve(
+        ServerSettings(port=0, **options),
+        [ServedModel("fake", (), model, SamplingParams())],
+        Keys(()),
+        lambda port: print(port, flush=True),
+        command=(str(Path(__file__).with_name("fake_worker.py")),),
+    )
