@@ -20,8 +20,8 @@ from typer.exceptions import TyperException
 from octavo.cli import cache, config, models
 from octavo.cli.bench import bench
 from octavo.cli.chat import chat
-from octavo.cli.explain import explain
 from octavo.cli.eval import evaluate
+from octavo.cli.explain import explain
 from octavo.cli.generate import generate
 from octavo.cli.options import Invocation
 from octavo.cli.plan import plan

@@ -19,6 +19,7 @@ from starlette.routing import Route, Router
 from octavo.server import admin, model_routes
 from octavo.server.access import OPEN_PATHS, Keys, check_host
 from octavo.server.chat import chat
+from octavo.server.chat_page import PAGE_FILES, chat_page
 from octavo.server.completions import completions
 from octavo.server.exchange import ClientGone, Exchange, Receive, Scope, Send
 from octavo.server.faults import HttpFault, bad_request, fault_from, unavailable
@@ -54,7 +55,10 @@ ROUTES: Sequence[RouteSpec] = (
     RouteSpec("GET", "/openapi.json", openapi),
     RouteSpec("POST", "/admin/models/load", admin.load),
     RouteSpec("POST", "/admin/models/unload", admin.unload),
+    *(RouteSpec("GET", path, chat_page) for path in PAGE_FILES),
 )
+_OPEN_PATHS = OPEN_PATHS | frozenset(PAGE_FILES)
+"""Answered without a key."""
 
 
 class App:
@@ -135,14 +139,14 @@ class App:
                 403, "there is no /admin without --admin-key-file", "admin_disabled", "permission_error"
             )
         keys = self._admin_keys if of_admin else self._keys
-        if keys and path not in OPEN_PATHS:
+        if keys and path not in _OPEN_PATHS:
             key = keys.find(exchange.header("authorization"))
             if key is None:
                 raise HttpFault(
                     401, "a valid API key is needed: Authorization: Bearer KEY", "invalid_api_key"
                 )
             scope["octavo.key"] = key
-        if self.service.draining and path not in OPEN_PATHS and path != "/metrics":
+        if self.service.draining and path not in _OPEN_PATHS and path != "/metrics":
             raise unavailable("the server is shutting down", "shutting_down", 10)
 
     def _endpoint(self, spec: RouteSpec) -> _Endpoint:
