@@ -29,7 +29,9 @@ _NAMES = (
     "vendor/purify.js",
     "vendor/purify.LICENSE",
 )
-PAGE_FILES: Mapping[str, str] = MappingProxyType({"/": "index.html"} | {f"/page/{name}": name for name in _NAMES})
+PAGE_FILES: Mapping[str, str] = MappingProxyType(
+    {"/": "index.html"} | {f"/page/{name}": name for name in _NAMES}
+)
 """Path -> file in `octavo/server/page`."""
 
 _HEADERS = {
