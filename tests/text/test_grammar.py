@@ -126,9 +126,7 @@ def test_every_way_through_a_schema_is_valid(
     validator = jsonschema.Draft202012Validator(
         schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
     )
-    texts = [
-        walk(grammars, tokenizer, Grammar("json_schema", json.dumps(schema)), seed) for seed in range(6)
-    ]
+    texts = [walk(grammars, tokenizer, Grammar("json_schema", json.dumps(schema)), seed) for seed in range(6)]
     finished = [text for text in texts if text is not None]
     for text in finished:
         validator.validate(json.loads(text))
