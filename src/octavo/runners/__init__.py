@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from octavo.runners.base import RunnerKind
 from octavo.runners.cpu.kind import CpuRunnerKind
+from octavo.runners.cuda.kind import CudaRunnerKind
 from octavo.runners.reference import ReferenceKind
 from octavo.settings import IsaName, RunnerName
 
@@ -15,5 +16,5 @@ def runner_kinds(runner: RunnerName = "auto", isa: IsaName = "auto") -> tuple[Ru
     """
     if isa != "auto":
         return (CpuRunnerKind(isa),)
-    kinds: tuple[RunnerKind, ...] = (CpuRunnerKind(), ReferenceKind())
+    kinds: tuple[RunnerKind, ...] = (CudaRunnerKind(), CpuRunnerKind(), ReferenceKind())
     return kinds if runner == "auto" else tuple(kind for kind in kinds if kind.name == runner)

@@ -1,0 +1,64 @@
+"""Several activation vectors times a matrix: weights are dequantized in registers and go through tensor cores.
+
+For decode batches, where reading the weights is the cost; hundreds of rows go through `dequantize` and a
+library's product. Weights are the wide side of the product (rows of x are few).
+Contract: x [M, C] in a 16-bit type, the matrix [N, C] of layout `cuda-b64-1` -> out fp32 [M, STRIDE] from its
+column 0. Shape letters: M rows of x, N output rows, C padded columns; BM, BN, BK of each at once.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from octavo.runners.cuda.device_model import Matrix
+from octavo.runners.cuda.embedding import unpack_row
+
+
+@triton.jit(do_not_specialize=["M", "N", "stride"])
+def rows_linear_kernel(
+    x, codes, scales, bias, out, M, N, stride,
+    C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, CODEC: tl.constexpr,
+    GROUP: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Grid: (ceil(N / BN), ceil(M / BM)). BK divides 64."""
+    row = tl.program_id(0) * BN + tl.arange(0, BN)
+    token = tl.program_id(1) * BM + tl.arange(0, BM)
+    inside = row[:, None] < N
+    total = tl.zeros((BN, BM), tl.float32)
+    for first in tl.range(0, C, BK):
+        column = first + tl.arange(0, BK)
+        weight = unpack_row(codes, scales, row[:, None].to(tl.int64), column[None, :], inside, C, CODEC, GROUP)
+        piece = tl.load(x + token[None, :] * C + column[:, None], mask=token[None, :] < M, other=0.0)
+        total = tl.dot(weight.to(piece.dtype), piece, total)
+    if BIAS:
+        total += tl.load(bias + row, mask=row < N, other=0.0)[:, None]
+    place = token[None, :].to(tl.int64) * stride + row[:, None]
+    tl.store(out + place, total, mask=inside & (token[None, :] < M))
+
+
+def rows_linear(matrix: Matrix, x: torch.Tensor, out: torch.Tensor) -> None:
+    """Launch it: x [M, C] -> `out` [M, N], which may be columns of a wider matrix."""
+    count = x.shape[0]
+    height = min(64, max(16, triton.next_power_of_2(count)))
+    # 4 warps: with 8 the compiler's pipeline over converted weights was seen to race.
+    rows_linear_kernel[(triton.cdiv(matrix.rows, 64), triton.cdiv(count, height))](
+        x,
+        matrix.elements,
+        matrix.scale_elements,
+        x if matrix.bias is None else matrix.bias,
+        out,
+        count,
+        matrix.rows,
+        out.stride(0),
+        C=matrix.columns,
+        BM=height,
+        BN=64,
+        BK=64,
+        CODEC=matrix.encoding.codec,
+        GROUP=matrix.encoding.group_size,
+        BIAS=matrix.bias is not None,
+        num_warps=4,
+        num_stages=3,
+    )
