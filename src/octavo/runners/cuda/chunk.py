@@ -48,9 +48,7 @@ class ChunkModel:
         model, spec = self._model, self._model.spec
         tokens = token_ids.shape[0]
         h = torch.empty((tokens, spec.hidden_size), device=token_ids.device)
-        x = torch.empty(
-            (tokens, padded(spec.hidden_size)), dtype=self._dtype, device=token_ids.device
-        )
+        x = torch.empty((tokens, padded(spec.hidden_size)), dtype=self._dtype, device=token_ids.device)
         embed(model.embedding, token_ids, None, h, spec.embedding_multiplier)
         y, post, multiplier = None, None, 1.0
         for layer, cache in zip(model.layers, self._caches, strict=True):

@@ -207,7 +207,7 @@ class DecodeStep:
         (head,) = self._model.head.parts
         if isinstance(x, Vector):
             epilogue = Logits(spec.logits_multiplier, spec.final_softcap, self._best, self._best_ids)
-            tile = tile_for(self._card.name, head.encoding.codec, head.rows, head.columns)
+            tile = tile_for(self._card.name, head.encoding, head.rows, head.columns)
             gemv(
                 head,
                 x,
@@ -238,7 +238,7 @@ class DecodeStep:
                     part,
                     x,
                     out[0, first:],
-                    tile_for(self._card.name, part.encoding.codec, part.rows, part.columns),
+                    tile_for(self._card.name, part.encoding, part.rows, part.columns),
                     multiprocessors=self._card.multiprocessors,
                     pdl=self._card.pdl,
                     epilogue=epilogue,
@@ -258,7 +258,7 @@ class DecodeStep:
         if not self._one:
             return -(-spec.vocab_size // PIECE_TOKENS)
         (head,) = self._model.head.parts
-        tile = tile_for(self._card.name, head.encoding.codec, head.rows, head.columns)
+        tile = tile_for(self._card.name, head.encoding, head.rows, head.columns)
         unused = Logits(1.0, None, self.logits, self.logits)
         return grid_of(head, tile, unused, self._card.multiprocessors)[0]
 

@@ -155,7 +155,9 @@ def combine_kernel(
     wait_for_inputs(PDL)
     place = (sequence * S + split) * H + head
     weight = tl.load(sums + place, mask=used, other=_HIDDEN)
-    part = tl.load(parts + place[:, None] * D + dim[None, :], mask=used[:, None] & (dim[None, :] < D), other=0.0)
+    part = tl.load(
+        parts + place[:, None] * D + dim[None, :], mask=used[:, None] & (dim[None, :] < D), other=0.0
+    )
     weight = tl.exp2(weight - tl.max(weight, 0))
     mixed = tl.sum(part * weight[:, None], 0) / tl.sum(weight, 0)
     column = head * D + dim
@@ -207,7 +209,9 @@ def split_tile_for(mixer: Attention, sequences: int, context_tokens: int, multip
     """About two CTAs a multiprocessor, and no more splits than a context has tiles."""
     tokens = 32 if mixer.head_dim > 64 else 64
     wanted = max(1, 2 * multiprocessors // (sequences * mixer.kv_heads))
-    splits = min(64, 1 << (wanted.bit_length() - 1), triton.next_power_of_2(triton.cdiv(context_tokens, tokens)))
+    splits = min(
+        64, 1 << (wanted.bit_length() - 1), triton.next_power_of_2(triton.cdiv(context_tokens, tokens))
+    )
     return SplitTile(tokens, splits, 8 if mixer.head_dim > 128 else 4)
 
 

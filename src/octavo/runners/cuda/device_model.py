@@ -22,7 +22,13 @@ from octavo.weights import StoredBundle, WeightStore
 
 _STAGING_BYTES = 32 << 20
 
-_CODE_DTYPES = {"i8": torch.int32, "u4": torch.int32, "f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+_CODE_DTYPES = {
+    "i8": torch.int32,
+    "u4": torch.int32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "f32": torch.float32,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +225,9 @@ class _Loader:
             scales = torch.empty(0, dtype=torch.float32, device=self._device)
         else:
             scale_dtype = torch.float32 if encoding.scales == "f32" else torch.float16
-            scales = self._upload(arrays("scales")).view(torch.int32 if encoding.codec == "u4" else scale_dtype)
+            scales = self._upload(arrays("scales")).view(
+                torch.int32 if encoding.codec == "u4" else scale_dtype
+            )
         assert codes.nbytes == rows * encoding.code_bytes(columns)
         assert scales.nbytes == rows * encoding.scale_bytes(columns)
         return Matrix(encoding, rows, columns, codes, scales, bias)

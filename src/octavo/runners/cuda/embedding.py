@@ -20,13 +20,19 @@ def unpack_row(codes, scales, row, column, valid, C: tl.constexpr, CODEC: tl.con
     group = column // GROUP if GROUP else column * 0
     if CODEC == "i8":
         code = tl.load(codes + row * C + column, mask=valid & (column < C), other=0).to(tl.float32)
-        return code * tl.load(scales + row * groups + group, mask=valid & (column < C), other=0.0).to(tl.float32)
+        return code * tl.load(scales + row * groups + group, mask=valid & (column < C), other=0.0).to(
+            tl.float32
+        )
     elif CODEC == "u4":
         place = (column // 32) * 16 + column % 16
         byte = tl.load(codes + row * (C // 2) + place, mask=valid & (column < C), other=0).to(tl.int32)
         code = (byte >> ((column // 16) % 2 * 4)) & 15
-        scale = tl.load(scales + (row * groups + group) * 2, mask=valid & (column < C), other=0.0).to(tl.float32)
-        least = tl.load(scales + (row * groups + group) * 2 + 1, mask=valid & (column < C), other=0.0).to(tl.float32)
+        scale = tl.load(scales + (row * groups + group) * 2, mask=valid & (column < C), other=0.0).to(
+            tl.float32
+        )
+        least = tl.load(scales + (row * groups + group) * 2 + 1, mask=valid & (column < C), other=0.0).to(
+            tl.float32
+        )
         return code.to(tl.float32) * scale + least
     else:
         return tl.load(codes + row * C + column, mask=valid & (column < C), other=0.0).to(tl.float32)

@@ -49,7 +49,9 @@ def pack_bytes(q0, q1, q2, q3):
 def block_scale(largest):
     """max |x| of a block -> (scale, 1 / scale); a block of zeros gets a tiny scale."""
     largest = tl.maximum(largest, 1e-30)
-    return largest * (1.0 / 32512.0), 32512.0 / largest  # LARGEST: a constexpr divides no tensor when interpreted
+    return largest * (
+        1.0 / 32512.0
+    ), 32512.0 / largest  # LARGEST: a constexpr divides no tensor when interpreted
 
 
 def reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -85,7 +85,9 @@ def _load_scales(
 
 
 @triton.jit
-def _load_planes(high, low, scales, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr, LANE: tl.constexpr):
+def _load_planes(
+    high, low, scales, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr, LANE: tl.constexpr
+):
     """Quantized activations: words of high and low bytes [L, 1, 4] for each 16 columns of a lane, and scales."""
     lane = tl.arange(0, L)[:, None, None]
     word = tl.arange(0, 4)[None, None, :]
@@ -96,7 +98,10 @@ def _load_planes(high, low, scales, C: tl.constexpr, L: tl.constexpr, STEPS: tl.
         mask = step * L + lane < C // LANE
         for half in tl.static_range(LANE // 16):
             place = (step * L + lane) * (LANE // 4) + half * 4 + word
-            words = words + (tl.load(high + place, mask=mask, other=0), tl.load(low + place, mask=mask, other=0))
+            words = words + (
+                tl.load(high + place, mask=mask, other=0),
+                tl.load(low + place, mask=mask, other=0),
+            )
         factors = factors + (
             tl.load(scales + (step * L + flat) * LANE // 32, mask=step * L + flat < C // LANE, other=0.0),
         )
@@ -135,7 +140,9 @@ def _load_values(x, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr, LANE:
     item = tl.arange(0, LANE)[None, None, :]
     values = ()
     for step in tl.static_range(STEPS):
-        values = values + (tl.load(x + (step * L + lane) * LANE + item, mask=step * L + lane < C // LANE, other=0.0),)
+        values = values + (
+            tl.load(x + (step * L + lane) * LANE + item, mask=step * L + lane < C // LANE, other=0.0),
+        )
     return values
 
 

@@ -40,9 +40,7 @@ def opaque(a):
     if INTERPRETED:
         return a
     else:
-        return tl.inline_asm_elementwise(
-            "mov.b32 $0, $1;", "=r,r", [a], dtype=tl.int32, is_pure=True, pack=1
-        )
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [a], dtype=tl.int32, is_pure=True, pack=1)
 
 
 @triton.jit

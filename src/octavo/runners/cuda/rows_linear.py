@@ -29,7 +29,9 @@ def rows_linear_kernel(
     total = tl.zeros((BN, BM), tl.float32)
     for first in tl.range(0, C, BK):
         column = first + tl.arange(0, BK)
-        weight = unpack_row(codes, scales, row[:, None].to(tl.int64), column[None, :], inside, C, CODEC, GROUP)
+        weight = unpack_row(
+            codes, scales, row[:, None].to(tl.int64), column[None, :], inside, C, CODEC, GROUP
+        )
         piece = tl.load(x + token[None, :] * C + column[:, None], mask=token[None, :] < M, other=0.0)
         total = tl.dot(weight.to(piece.dtype), piece, total)
     if BIAS:

@@ -156,9 +156,7 @@ class CudaRunner:
         for chunk in batch.chunks:
             if chunk.token_ids is not None:
                 prompts[chunk.slot] = self._prefill(self._chunks, chunk)
-        wanted = [
-            None if chunk.targets is None else prompts[chunk.slot] for chunk in batch.chunks
-        ]
+        wanted = [None if chunk.targets is None else prompts[chunk.slot] for chunk in batch.chunks]
 
         def read() -> ForwardResult:
             return ForwardResult(tuple(None if rows is None else _read_rows(rows) for rows in wanted))
@@ -181,7 +179,9 @@ class CudaRunner:
         sampled = [chunk for chunk in batch.chunks if chunk.sample]
         tokens: dict[int, torch.Tensor] = {}
         for slots in self._batches:
-            plain = all(s not in masks and s not in logits and self._slots[s].law.is_plain_greedy for s in slots)
+            plain = all(
+                s not in masks and s not in logits and self._slots[s].law.is_plain_greedy for s in slots
+            )
             if plain and all(chunk.sample for chunk in batch.chunks if chunk.slot in slots):
                 count = self._bucket(len(slots))
                 self._graphs.pick(count)

@@ -112,7 +112,9 @@ def logprobs_of(logits: torch.Tensor, tokens: torch.Tensor, top: int) -> Logprob
     logprobs = logits.log_softmax(-1)
     chosen = logprobs.gather(1, tokens.clamp_min(0)[:, None])[:, 0]
     # Ordered by logits: logprobs are rounded again, and different logits may have equal ones.
-    ids = logits.sort(dim=-1, descending=True, stable=True).indices[:, :top] if top else tokens[:, None][:, :0]
+    ids = (
+        logits.sort(dim=-1, descending=True, stable=True).indices[:, :top] if top else tokens[:, None][:, :0]
+    )
     return LogprobRows(chosen, ids, logprobs.gather(1, ids))
 
 
