@@ -97,7 +97,7 @@ class Decoder:
             # Random tokens, so that the sequence does not loop.
             self.last_tokens[: self.batch] = int(torch.randint(self.model.spec.vocab_size, ()))
             fed.append(self.last_tokens[0].clone())
-            self.step.logits.fill_(float("nan"))
+            self.step.logits.fill_(torch.nan)
             graph.replay()
             if index >= tokens - last:
                 rows.append(self.step.logits[0].clone())

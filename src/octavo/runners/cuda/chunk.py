@@ -73,7 +73,7 @@ class ChunkModel:
         self, layer: DeviceLayer, cache: LayerCache, x: torch.Tensor, start: int, table: torch.Tensor
     ) -> torch.Tensor:
         mixer, tokens = layer.spec.mixer, x.shape[0]
-        qkv = x.new_empty((tokens, layer.qkv.rows), dtype=torch.float32)
+        qkv = x.new_empty((tokens, layer.qkv.rows))
         self._linear(layer.qkv, x, qkv)
         width = mixer.heads * mixer.head_dim
         q = x.new_empty((tokens, width))
@@ -81,24 +81,24 @@ class ChunkModel:
         del qkv
         mixed = (x.new_empty if padded(width) == width else x.new_zeros)((tokens, padded(width)))
         prefill_attention(mixer, cache, q, table, mixed, start)
-        y = x.new_empty((tokens, layer.o.rows), dtype=torch.float32)
+        y = x.new_empty((tokens, layer.o.rows))
         self._linear(layer.o, mixed, y)
         return y
 
     def _feed(self, layer: DeviceLayer, x: torch.Tensor) -> torch.Tensor:
         ffn, tokens = layer.spec.ffn, x.shape[0]
-        both = x.new_empty((tokens, layer.gate_up.rows), dtype=torch.float32)
+        both = x.new_empty((tokens, layer.gate_up.rows))
         self._linear(layer.gate_up, x, both)
         width = padded(ffn.hidden_size)
         fed = (x.new_empty if width == ffn.hidden_size else x.new_zeros)((tokens, width))
         feed_forward(both, fed, ffn, shuffled=False, pdl=False)
         del both
-        y = x.new_empty((tokens, layer.down.rows), dtype=torch.float32)
+        y = x.new_empty((tokens, layer.down.rows))
         self._linear(layer.down, fed, y)
         return y
 
     def _linear(self, linear: Linear, x: torch.Tensor, out: torch.Tensor) -> None:
-        """x [T, C] -> `out` fp32 [T, N]."""
+        """x [T, C] -> `out` [T, N]."""
         first = 0
         for part in linear.parts:
             into = out[:, first : first + part.rows]
@@ -114,6 +114,9 @@ class ChunkModel:
             last = min(first + at_once, matrix.rows)
             weights = self._weights[: (last - first) * matrix.columns].view(last - first, matrix.columns)
             dequantize(matrix, first, last, weights)
-            out[:, first:last] = torch.mm(x, weights.T)
+            if out.dtype == x.dtype:
+                torch.mm(x, weights.T, out=out[:, first:last])
+            else:
+                out[:, first:last] = torch.mm(x, weights.T)
         if matrix.bias is not None:
             out += matrix.bias

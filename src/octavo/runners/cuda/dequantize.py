@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 from octavo.runners.cuda.device_model import Matrix
-
 from octavo.runners.cuda.embedding import unpack_row
 
 

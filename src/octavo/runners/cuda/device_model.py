@@ -6,7 +6,7 @@ Shape letters: N output rows, K input columns, C padded columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np

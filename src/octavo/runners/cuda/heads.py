@@ -1,6 +1,6 @@
 """Queries and keys on their way into attention: the norm of q and k, then the rotary embedding.
 
-Contract: fp32 heads of D values at `base + offset` -> fp32 [R, DP], zeros past D. Pairs are (i, i + HALF) as in
+Contract: heads of D values at `base + offset` -> fp32 [R, DP], zeros past D. Pairs are (i, i + HALF) as in
 Hugging Face's rotate_half, dims past 2 HALF pass through; HALF 0: no rotation. NORM: `none`; `head`: rms over D;
 `full`: rms over all WIDTH values at `base` (every head of the projection).
 Shape letters: R rows (heads), D head dim, DP the power of two at or above it.
@@ -23,19 +23,19 @@ def load_heads(
     D: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr, WIDTH: tl.constexpr, WIDTH_P2: tl.constexpr,
 ):  # fmt: skip
     """`offset` [R, 1] of each head, `dim` [1, DP], `valid` [R, DP], `cosine` and `sine` [1, DP] of dim mod HALF."""
-    value = tl.load(base + offset + dim, mask=valid, other=0.0)
+    value = tl.load(base + offset + dim, mask=valid, other=0.0).to(tl.float32)
     scale = 1.0
     if NORM == "head":
         scale = tl.rsqrt(tl.sum(value * value, 1) / D + eps)[:, None]
     if NORM == "full":
         every = tl.arange(0, WIDTH_P2)
-        whole = tl.load(base + every, mask=every < WIDTH, other=0.0)
+        whole = tl.load(base + every, mask=every < WIDTH, other=0.0).to(tl.float32)
         scale = tl.rsqrt(tl.sum(whole * whole) / WIDTH + eps)
     if NORM != "none":
         value = value * scale * tl.load(gain + gain_offset + dim, mask=valid, other=0.0)
     if HALF > 0:
         partner = tl.where(dim < HALF, dim + HALF, tl.where(dim < 2 * HALF, dim - HALF, dim))
-        other = tl.load(base + offset + partner, mask=valid, other=0.0)
+        other = tl.load(base + offset + partner, mask=valid, other=0.0).to(tl.float32)
         if NORM != "none":
             other = other * scale * tl.load(gain + gain_offset + partner, mask=valid, other=0.0)
         turned = value * cosine + tl.where(dim < HALF, -other, other) * sine

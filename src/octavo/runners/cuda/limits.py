@@ -38,9 +38,8 @@ def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
         mixed = mixer.heads * mixer.head_dim
         projected = (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim
         fed = ffn.hidden_size * (2 if ffn.gated else 1)
-        # A product in 16 bits is copied into fp32.
-        widest = max(widest, 6 * projected + 2 * mixed, 6 * fed + 2 * ffn.hidden_size, 10 * spec.hidden_size)
-    chunk = tokens * (widest + 10 * spec.hidden_size)
+        widest = max(widest, 2 * projected + 4 * mixed, 2 * fed + 2 * ffn.hidden_size)
+    chunk = tokens * (widest + 8 * spec.hidden_size)  # h in fp32, x and y in 16 bits
     logits = 3 * 4 * TARGET_ROWS * spec.vocab_size
     rows = sum(batch_buckets(config.max_slots))
     slots = config.max_slots * 4 * spec.vocab_size

@@ -1,6 +1,6 @@
 """Where blocks meet the residual stream: h += multiplier * post_norm(y), then x = pre_norm(h) for the next linear.
 
-One CTA a token, so the sum is in place. Contract: h, y fp32 [T, K]; x in one of three forms: `planes` (high and
+One CTA a token, so the sum is in place. Contract: h fp32 and y [T, K]; x in one of three forms: `planes` (high and
 low bytes int8 [T, C], scales fp32 [T, C / 32]), `values` ([T, C] in the type of `x`), or `none`. Columns past K
 are written as zeros. Norms: `none`, `rms`, `layernorm`, with gain (offset included) and bias fp32 [K].
 Shape letters: T tokens, K columns, C padded columns.
@@ -48,7 +48,7 @@ def norm_kernel(
     wait_for_inputs(PDL)
     value = tl.load(h + token * K + column, mask=valid, other=0.0)
     if ADD:
-        addend = tl.load(y + token * K + column, mask=valid, other=0.0)
+        addend = tl.load(y + token * K + column, mask=valid, other=0.0).to(tl.float32)
         if POST != "none":
             addend = normalize(addend, valid, y_gain, y_bias, post_eps, K, POST)
         value += addend * multiplier

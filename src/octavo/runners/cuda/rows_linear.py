@@ -2,11 +2,13 @@
 
 For decode batches, where reading the weights is the cost; hundreds of rows go through `dequantize` and a
 library's product. Weights are the wide side of the product (rows of x are few).
-Contract: x [M, C] in a 16-bit type, the matrix [N, C] of layout `cuda-b64-1` -> out fp32 [M, STRIDE] from its
-column 0. Shape letters: M rows of x, N output rows, C padded columns; BM, BN, BK of each at once.
+Contract: x [M, C] in a 16-bit type, the matrix [N, C] of layout `cuda-b64-1` -> out [M, N],
+which may be columns of a wider matrix. Shape letters: M rows of x, N output rows, C padded columns; BM, BN, BK of each at once.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -29,23 +31,48 @@ def rows_linear_kernel(
     total = tl.zeros((BN, BM), tl.float32)
     for first in tl.range(0, C, BK):
         column = first + tl.arange(0, BK)
-        weight = unpack_row(
-            codes, scales, row[:, None].to(tl.int64), column[None, :], inside, C, CODEC, GROUP
-        )
         piece = tl.load(x + token[None, :] * C + column[:, None], mask=token[None, :] < M, other=0.0)
-        total = tl.dot(weight.to(piece.dtype), piece, total)
+        if CODEC == "i8" and (GROUP == 0 or GROUP % BK == 0):
+            # Codes are exact in 16 bits: their scale is the sum's.
+            code = tl.load(codes + row[:, None].to(tl.int64) * C + column[None, :], mask=inside, other=0)
+            part = tl.dot(code.to(piece.dtype), piece)
+            if GROUP > 0:
+                groups: tl.constexpr = C // GROUP
+                scale = tl.load(scales + row * groups + first // GROUP, mask=row < N, other=0.0)
+                part = part * scale.to(tl.float32)[:, None]
+            total += part
+        else:
+            weight = unpack_row(codes, scales, row[:, None].to(tl.int64), column[None, :], inside, C, CODEC, GROUP)
+            total = tl.dot(weight.to(piece.dtype), piece, total)
+    if CODEC == "i8" and GROUP == 0:
+        total = total * tl.load(scales + row, mask=row < N, other=0.0).to(tl.float32)[:, None]
     if BIAS:
         total += tl.load(bias + row, mask=row < N, other=0.0)[:, None]
     place = token[None, :].to(tl.int64) * stride + row[:, None]
-    tl.store(out + place, total, mask=inside & (token[None, :] < M))
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=inside & (token[None, :] < M))
 
 
-def rows_linear(matrix: Matrix, x: torch.Tensor, out: torch.Tensor) -> None:
+@dataclass(frozen=True, slots=True)
+class RowsTile:
+    """How many output rows a CTA makes, with how many warps, and how many column blocks are on their way."""
+
+    rows: int
+    warps: int
+    stages: int
+
+
+def rows_tile_for(rows: int) -> RowsTile:
+    """Small matrices need more CTAs than rows of 64 give. Never 8 warps: the compiler's pipeline over converted
+    weights was seen to race with them."""
+    return RowsTile(64, 4, 5) if rows >= 8192 else RowsTile(32, 4, 6)
+
+
+def rows_linear(matrix: Matrix, x: torch.Tensor, out: torch.Tensor, tile: RowsTile | None = None) -> None:
     """Launch it: x [M, C] -> `out` [M, N], which may be columns of a wider matrix."""
     count = x.shape[0]
     height = min(64, max(16, triton.next_power_of_2(count)))
-    # 4 warps: with 8 the compiler's pipeline over converted weights was seen to race.
-    rows_linear_kernel[(triton.cdiv(matrix.rows, 64), triton.cdiv(count, height))](
+    tile = tile or rows_tile_for(matrix.rows)
+    rows_linear_kernel[(triton.cdiv(matrix.rows, tile.rows), triton.cdiv(count, height))](
         x,
         matrix.elements,
         matrix.scale_elements,
@@ -56,11 +83,11 @@ def rows_linear(matrix: Matrix, x: torch.Tensor, out: torch.Tensor) -> None:
         out.stride(0),
         C=matrix.columns,
         BM=height,
-        BN=64,
+        BN=tile.rows,
         BK=64,
         CODEC=matrix.encoding.codec,
         GROUP=matrix.encoding.group_size,
         BIAS=matrix.bias is not None,
-        num_warps=4,
-        num_stages=3,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
