@@ -137,11 +137,10 @@ def tune(decoder: Decoder, deadline: float) -> Iterator[str]:
         if found:
             found.sort(key=lambda pair: pair[0])
             table[key] = found[0][1]
-            t = found[0][1]
-            yield (
-                f"    {key}: Tile({t.lanes}, {t.rows}, {t.warps}, {t.ctas_per_multiprocessor}),"
-                f"  # {found[0][0] * 1e3:.0f} us; 2nd {found[1][0] * 1e3:.0f} {found[1][1]}; worst {found[-1][0] * 1e3:.0f}"
-            )
+            ms, t = found[0]
+            others = f"2nd {found[1][0] * 1e3:.0f} {found[1][1]}; worst {found[-1][0] * 1e3:.0f}"
+            tile = f"Tile({t.lanes}, {t.rows}, {t.warps}, {t.ctas_per_multiprocessor})"
+            yield f"    {key}: {tile},  # step {ms * 1e3:.0f} us; {others}"
     decoder.build()
 
 
@@ -158,8 +157,8 @@ def main() -> None:
     roof = stream_bytes_per_second()
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}: stream read {roof / 1e12:.2f} TB/s")
     for name in arguments.models.split(","):
-        for format in arguments.formats.split(","):
-            model = random_model(SHAPES[name], FORMATS[format], 8192)
+        for chosen in arguments.formats.split(","):
+            model = random_model(SHAPES[name], FORMATS[chosen], 8192)
             context = 32 * (-(-(arguments.context + 128) // 32))
             decoder = Decoder(model, max(512, context), arguments.batch)
             nbytes = read_bytes(model)
@@ -170,8 +169,8 @@ def main() -> None:
             error = "" if arguments.no_error else "error {:.4f}, {} of 32 equal".format(*decoder.error())
             floor = nbytes / roof * 1e3
             print(
-                f"{name:13s} {format:9s} B{arguments.batch} ctx {arguments.context}: {arguments.batch * 1e3 / ms:7.1f} tok/s "
-                f"{ms * 1e3:8.1f} us, {nbytes / ms / 1e9:.2f} TB/s, {floor / ms:.1%} of the read floor; {error}",
+                f"{name:13s} {chosen:9s} B{arguments.batch} ctx {arguments.context}: "
+                f"{arguments.batch * 1e3 / ms:7.1f} tok/s {ms * 1e3:8.1f} us, {nbytes / ms / 1e9:.2f} TB/s, {floor / ms:.1%} of the read floor; {error}",
                 flush=True,
             )
             del model, decoder

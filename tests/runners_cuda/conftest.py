@@ -1,4 +1,7 @@
-"""Kernels on a card where there is one, else in Triton's interpreter, which has to be chosen before they are imported."""
+"""Kernels run on a card where there is one, else in Triton's interpreter.
+
+It has to be chosen before they are imported.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ _HIDDEN = tl.constexpr(-1e30)
 
 
 @triton.jit
-def _load_tokens(pages, table, first, low, position, kv_head, dim, KH: tl.constexpr, D: tl.constexpr, CT: tl.constexpr):  # fmt: skip
+def _load_tokens(
+    pages, table, first, low, position, kv_head, dim, KH: tl.constexpr, D: tl.constexpr, CT: tl.constexpr
+):  # fmt: skip
     """CT tokens from `first` of one kv head [CT, DP]: those in [low, position), zeros elsewhere."""
     token = first + tl.arange(0, CT)
     old = (token >= low) & (token < position)

@@ -362,9 +362,10 @@ def gemv(
 def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """fp32 [C], the dequantized matrix fp32 [N, C] -> fp32 [N]."""
     y = weight.double() @ x.double()
-    return (y if bias is None else y + bias.double()).float()
+    y = y if bias is None else y + bias.double()
+    return y.float()
 
 
 def shuffle(x: torch.Tensor) -> torch.Tensor:
     """fp32 [..., C] in order -> in shuffled order; its own inverse."""
-    return x.unflatten(-1, (-1, 4, 4)).transpose(-1, -2).flatten(-3)
+    return x.reshape(*x.shape[:-1], -1, 4, 4).transpose(-1, -2).flatten(-3)

@@ -95,8 +95,8 @@ class CudaLayout:
         if bundle.name == VECTORS:
             return {VECTORS: np.concatenate([padded_vector(arrays["values"]) for _, arrays in packed])}
         arranged: dict[str, np.ndarray] = {}
-        for parameter, (format, arrays) in zip(bundle.parameters, packed, strict=True):
-            for name, array in _matrix(format, arrays, parameter.shape[1]).items():
+        for parameter, (chosen, arrays) in zip(bundle.parameters, packed, strict=True):
+            for name, array in _matrix(chosen, arrays, parameter.shape[1]).items():
                 arranged[f"{part_name(parameter)}_{name}"] = array
         return arranged
 

@@ -91,10 +91,7 @@ def join_residual(
     tokens, width = h.shape
     columns = padded(width)
     planes = out if isinstance(out, Planes) else None
-    if isinstance(out, Planes):
-        x = out.high
-    else:
-        x = h if out is None else out
+    x = out.high if isinstance(out, Planes) else h if out is None else out
     blocks = triton.next_power_of_2(columns // 32)
     norm_kernel[(tokens,)](
         h,

@@ -32,7 +32,8 @@ def best_of_rows_kernel(logits, best, best_ids, V, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["pieces", "spare_slot"])
 def pick_kernel(
-    best, best_ids, slots, sampled, last_tokens, positions, pieces, spare_slot, PIECES_P2: tl.constexpr, PDL: tl.constexpr
+    best, best_ids, slots, sampled, last_tokens, positions, pieces, spare_slot,
+    PIECES_P2: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid: B. Releases nobody early, so that the next step may read positions and old keys at once."""
     row = tl.program_id(0)
@@ -57,7 +58,7 @@ PIECE_TOKENS = 4096
 def best_of_rows(logits: torch.Tensor, best: torch.Tensor, best_ids: torch.Tensor) -> int:
     """Launch it for logits fp32 [B, V]; returns the pieces of a row."""
     rows, vocabulary = logits.shape
-    pieces = triton.cdiv(vocabulary, PIECE_TOKENS)
+    pieces = -(-vocabulary // PIECE_TOKENS)
     best_of_rows_kernel[(rows, pieces)](logits, best, best_ids, vocabulary, BLOCK=PIECE_TOKENS, num_warps=8)
     return pieces
 

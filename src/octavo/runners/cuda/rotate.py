@@ -48,7 +48,7 @@ def rotate_kernel(
             tl.store(keys + place, value.to(keys.dtype.element_ty), mask=valid)
         else:
             kv_head = head - H - KH
-            value = tl.load(row + head * D + dim, mask=valid, other=0.0)
+            value = tl.load(row + head * D + dim, mask=valid, other=0.0).to(tl.float32)
             place = ((page * KH + kv_head) * 32 + position % 32) * D + dim
             tl.store(values + place, value.to(values.dtype.element_ty), mask=valid)
 
