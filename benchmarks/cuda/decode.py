@@ -170,7 +170,8 @@ def main() -> None:
             floor = nbytes / roof * 1e3
             print(
                 f"{name:13s} {chosen:9s} B{arguments.batch} ctx {arguments.context}: "
-                f"{arguments.batch * 1e3 / ms:7.1f} tok/s {ms * 1e3:8.1f} us, {nbytes / ms / 1e9:.2f} TB/s, {floor / ms:.1%} of the read floor; {error}",
+                f"{arguments.batch * 1e3 / ms:7.1f} tok/s {ms * 1e3:8.1f} us, {nbytes / ms / 1e9:.2f} TB/s, "
+                f"{floor / ms:.1%} of the read floor; {error}",
                 flush=True,
             )
             del model, decoder

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import triton
-import triton.language as tl
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from octavo import LLM, SamplingParams
@@ -24,7 +22,6 @@ from octavo.quant.format import Format
 from octavo.quant.plain import Plain
 from octavo.runners.base import Batch
 from octavo.runners.cuda.kind import CudaRunnerKind
-from octavo.runners.cuda.ptx import dp4a, dp4a_twin
 
 pytestmark = pytest.mark.gpu
 
@@ -104,21 +101,6 @@ def test_a_changed_spec_changes_the_logits(models: ModuleType) -> None:
     assert min(errors(models, spec, INT8, replace(spec, layers=layers))) > 0.04
 
 
-@triton.jit
-def _both_dp4a(a, b, c, asm, twin, N: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    i = tl.arange(0, N)
-    x, y, z = tl.load(a + i), tl.load(b + i), tl.load(c + i)
-    tl.store(asm + i, dp4a(x, y, z))
-    tl.store(twin + i, dp4a_twin(x, y, z))
-
-
-def test_dp4a_and_its_twin_are_equal() -> None:
-    a, b, c = torch.randint(-(2**31), 2**31 - 1, (3, 4096), dtype=torch.int32, device="cuda")
-    asm, twin = torch.empty_like(a), torch.empty_like(a)
-    _both_dp4a[(1,)](a, b, c // 2, asm, twin, 4096)
-    assert torch.equal(asm, twin)
-
-
 # --- through LLM -------------------------------------------------------------------------------------
 
 
@@ -191,12 +173,10 @@ def test_a_batch_gives_the_tokens_of_each_alone(llm: LLM) -> None:
     assert sum(same) >= 5  # a batch has other arithmetic: a near-tie may fall otherwise
 
 
-@triton.jit
-def _nothing(out, N: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    tl.store(out + tl.arange(0, N), 1.0)
-
-
 def test_nothing_compiles_or_allocates_once_warm(llm: LLM) -> None:
+    # Not at the top: where there is no card, another folder's tests choose the interpreter before this import.
+    from octavo.runners.cuda.pick import best_of_rows_kernel
+
     def compiled() -> Any:
         return llm.info()["compiled"]
 
@@ -211,11 +191,11 @@ def test_nothing_compiles_or_allocates_once_warm(llm: LLM) -> None:
     draw = random.Random(0)
     work(60)
     before = compiled()
-    out = torch.empty(64, device="cuda")
-    _nothing[(1,)](out, 64)
+    logits, ids = torch.zeros((1, 64), device="cuda"), torch.zeros(1, dtype=torch.int32, device="cuda")
+    best_of_rows_kernel[(1, 1)](logits, logits, ids, 64, BLOCK=64)  # pieces of a size that nothing else takes
     provoked = compiled()
     assert provoked["recompiles"] == before["recompiles"] + 1
-    del out
+    del logits, ids
     gc.collect()
     held = torch.cuda.memory_allocated()
     work(200)

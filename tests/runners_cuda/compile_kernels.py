@@ -1,6 +1,6 @@
 """Compiles what a step and a chunk launch, for one compute capability and without a card; prints shared bytes.
 
-    python compile_kernels.py 90
+    python compile_kernels.py 90 i8,u4,bf16
 
 A process of its own: here kernels are compiled, in the tests beside it they are interpreted.
 """
@@ -25,6 +25,11 @@ from octavo.runners.cuda.layout import Encoding
 
 HIDDEN, HEADS, KV_HEADS, DIM, FED, VOCABULARY = 256, 4, 2, 256, 512, 8192 + 5
 CPU = torch.device("cpu")
+ENCODINGS = {
+    "i8": Encoding("i8", 64, "f16"),
+    "u4": Encoding("u4", 32, "f16"),
+    "bf16": Encoding("bf16", 0, "none"),
+}
 
 
 class NoCard:
@@ -108,8 +113,8 @@ def main() -> None:
         return compiled
 
     JITFunction.run = compile_only
-    for encoding in (Encoding("i8", 64, "f16"), Encoding("u4", 32, "f16"), Encoding("bf16", 0, "none")):
-        launch_all(encoding, capability)
+    for codec in sys.argv[2].split(","):
+        launch_all(ENCODINGS[codec], capability)
 
 
 if __name__ == "__main__":

@@ -80,11 +80,11 @@ def want_of(mixer: Attention, paged: Paged, q: torch.Tensor, position: int) -> t
     return reference(q, keys, values, mixer.scale, mixer.softcap)
 
 
-@pytest.mark.parametrize("position", [0, 33, 70])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "position"),
+    [(case, 70) for case in CASES] + [(case, at) for case in ("partial-rotary", "window") for at in (0, 33)],
+)
 def test_one_new_token(case: str, position: int, randn: Any, device: torch.device) -> None:
-    if position != 70 and case not in ("partial-rotary", "window"):
-        pytest.skip("lengths are tested on two cases")
     mixer = CASES[case]
     paged = Paged(mixer, randn, device)
     before = paged.cache.keys.clone()

@@ -27,9 +27,9 @@ def validate_settings(settings: object) -> Settings:
     one_of("dtype", settings.dtype, get_args(DtypeName))
     one_of("runner", settings.runner, get_args(RunnerName))
     one_of("isa", settings.isa, get_args(IsaName))
-    if settings.isa != "auto" and settings.runner == "reference":
+    if settings.isa != "auto" and settings.runner not in ("auto", "cpu"):
         raise InvalidParameterError(
-            f"isa {settings.isa} and runner reference contradict each other: only the CPU runner has one",
+            f"isa {settings.isa} and runner {settings.runner} contradict each other: only the CPU runner has one",
             remedy="Leave one of them out.",
             parameter="isa",
         )
