@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from octavo.quant.affine import INT8, LLM_INT8, Q4_1, Q8_0, Affine
+from octavo.models.spec import DenseMLP
+from octavo.quant.affine import INT8, LLM_INT8, Q4_1, Q8_0
 from octavo.quant.format import Format
 from octavo.quant.plain import Plain
 from octavo.runners.cuda import fixed_point
@@ -20,7 +21,6 @@ from octavo.runners.cuda.gemv import Logits, Vector, gemv, reference, shuffle
 from octavo.runners.cuda.rows_linear import rows_linear
 from octavo.runners.cuda.tiles import Tile
 
-WIDE_Q4 = Affine("q4-wide", 4, 128, "minimum", "f16", "step", "ggml")
 FORMATS: tuple[Format, ...] = (INT8, LLM_INT8, Q8_0, Q4_1, Plain("f32"), Plain("f16"), Plain("bf16"))
 by_name = pytest.mark.parametrize("format", FORMATS, ids=lambda chosen: chosen.name)
 
@@ -86,10 +86,11 @@ def test_gate_and_up(activation: str, pack: Callable[..., Any], randn: Any) -> N
     close(shuffle(out), want, 2e-4)
     gate_up = torch.cat((gate, up))[None]
     many = torch.zeros((1, 64), device=x.device)
-    from octavo.models.spec import DenseMLP
-
     feed_forward(gate_up, many, DenseMLP(21, activation), shuffled=False, pdl=False)  # type: ignore[arg-type]
     close(many[0], want, 1e-5)
+    many.zero_()
+    feed_forward(gate_up, many, DenseMLP(21, activation), shuffled=True, pdl=False)  # type: ignore[arg-type]
+    close(shuffle(many[0]), want, 1e-5)
 
 
 def test_the_head_finds_its_best_token_and_sees_what_is_not_finite(
