@@ -24,7 +24,7 @@ PROCESS_BYTES = 448 << 20
 def batch_buckets(max_slots: int) -> tuple[int, ...]:
     """Batch sizes that get a graph: one, and powers of two up to the first that holds every slot."""
     sizes = [1]
-    while sizes[-1] < min(max_slots, LARGEST_BATCH):
+    while sizes[-1] < max_slots:
         sizes.append(2 * sizes[-1])
     return tuple(sizes)
 

@@ -8,8 +8,9 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from octavo.runners.cuda.decode_attention import Sequences
 from octavo.runners.cuda.device_model import DeviceModel, load_model
 from octavo.runners.cuda.graphs import StepGraphs
 from octavo.runners.cuda.kv_cache import LayerCache, make_cache
-from octavo.runners.cuda.limits import LARGEST_BATCH, TARGET_ROWS, batch_buckets
+from octavo.runners.cuda.limits import TARGET_ROWS, batch_buckets
 from octavo.runners.cuda.pending import Pending
 from octavo.runners.cuda.sampling import (
     LogprobRows,
@@ -69,10 +70,11 @@ class CudaRunner:
         self._device = torch.device(config.device)
         self._on_card = self._device.type == "cuda"
         self._slots: dict[int, _Slot] = {}
-        self._batches: list[tuple[int, ...]] = []
+        self._decoded: tuple[int, ...] = ()
         self._closed = False
         try:
-            self._build(spec, weights, config)
+            with self._on_device():
+                self._build(spec, weights, config)
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory(weights.nbytes) from error
 
@@ -134,9 +136,10 @@ class CudaRunner:
         assert 0 <= slot < self._config.max_slots, f"slot {slot} is out of range"
         assert slot not in self._slots, f"slot {slot} is taken"
         assert state.adapter is None, "adapters are not supported"
-        law = slot_law(state, self._spec.vocab_size, self._device)
+        with self._on_device():
+            law = slot_law(state, self._spec.vocab_size, self._device)
+            self._last_tokens[slot] = state.token_ids[-1]
         self._slots[slot] = _Slot(law, table_sources=[()] * len(self._tables))
-        self._last_tokens[slot] = state.token_ids[-1]
 
     def close_slot(self, slot: int) -> None:
         del self._slots[slot]
@@ -145,23 +148,8 @@ class CudaRunner:
     def forward(self, batch: Batch) -> Pending[ForwardResult]:
         if self._closed or self._chunks is None:
             raise ClosedError("the runner is closed", remedy="Load the model again.")
-        for chunk in batch.chunks:
-            self._update_tables(chunk)
-        decoding = [chunk for chunk in batch.chunks if chunk.token_ids is None]
-        self._batches = [
-            self._decode(decoding[first : first + LARGEST_BATCH])
-            for first in range(0, len(decoding), LARGEST_BATCH)
-        ]
-        prompts: dict[int, list[tuple[LogprobRows, list[int]]]] = {}
-        for chunk in batch.chunks:
-            if chunk.token_ids is not None:
-                prompts[chunk.slot] = self._prefill(self._chunks, chunk)
-        wanted = [None if chunk.targets is None else prompts[chunk.slot] for chunk in batch.chunks]
-
-        def read() -> ForwardResult:
-            return ForwardResult(tuple(None if rows is None else _read_rows(rows) for rows in wanted))
-
-        return Pending(self._mark(), read)
+        with self._on_device():
+            return self._forward(self._chunks, batch)
 
     def logits(self, slot: int) -> np.ndarray:
         logits = self._slots[slot].logits
@@ -175,43 +163,8 @@ class CudaRunner:
         masks: Mapping[int, np.ndarray] | None = None,
         logits: Mapping[int, np.ndarray] | None = None,
     ) -> Pending[SampleResult]:
-        masks, logits = masks or {}, logits or {}
-        sampled = [chunk for chunk in batch.chunks if chunk.sample]
-        tokens: dict[int, torch.Tensor] = {}
-        for slots in self._batches:
-            plain = all(
-                s not in masks and s not in logits and self._slots[s].law.is_plain_greedy for s in slots
-            )
-            if plain and all(chunk.sample for chunk in batch.chunks if chunk.slot in slots):
-                count = self._bucket(len(slots))
-                self._graphs.pick(count)
-                picked = self._graphs.step(count).sampled
-                tokens |= {slot: picked[row] for row, slot in enumerate(slots)}
-        rows: dict[int, LogprobRows] = {}
-        for chunk in sampled:
-            slot = chunk.slot
-            if slot not in tokens:
-                self._graphs.count_eager()
-                tokens[slot] = self._sample_slot(chunk, masks.get(slot), logits.get(slot))
-                self._last_tokens[slot] = tokens[slot].clamp_min(0)
-                self._positions[slot] = chunk.start + chunk.tokens
-            if self._slots[slot].law.sampling.logprobs is not None:
-                rows[slot] = self._logprobs(slot, tokens[slot])
-            self._slots[slot].position = chunk.start + chunk.tokens
-            self._slots[slot].logits = None
-        order = [chunk.slot for chunk in sampled]
-        host = self._to_host([tokens[slot] for slot in order])
-
-        def read() -> SampleResult:
-            found = host.tolist()
-            return SampleResult(
-                tuple(
-                    (Sampled(token, rows[slot].read([token])[0] if slot in rows and token >= 0 else None),)
-                    for slot, token in zip(order, found, strict=True)
-                )
-            )
-
-        return Pending(self._mark(), read)
+        with self._on_device():
+            return self._sample(batch, masks or {}, logits or {})
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
         raise IncompatibleModelError("the CUDA runner takes no adapters yet", remedy="Do without it.")
@@ -244,6 +197,65 @@ class CudaRunner:
             torch.cuda.empty_cache()
 
     # --- one step ----------------------------------------------------------------------------------
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Kernels are launched on the thread's current device."""
+        return torch.cuda.device(self._device) if self._on_card else nullcontext()
+
+    def _forward(self, model: ChunkModel, batch: Batch) -> Pending[ForwardResult]:
+        for chunk in batch.chunks:
+            assert not chunk.drafts, "drafts are not supported"
+            self._update_tables(chunk)
+        decoding = [chunk for chunk in batch.chunks if chunk.token_ids is None]
+        self._decoded = self._decode(decoding) if decoding else ()
+        prompts: dict[int, list[tuple[LogprobRows, list[int]]]] = {}
+        for chunk in batch.chunks:
+            if chunk.token_ids is not None:
+                prompts[chunk.slot] = self._prefill(model, chunk)
+        wanted = [None if chunk.targets is None else prompts[chunk.slot] for chunk in batch.chunks]
+
+        def read() -> ForwardResult:
+            return ForwardResult(tuple(None if rows is None else _read_rows(rows) for rows in wanted))
+
+        return Pending(self._mark(), read)
+
+    def _sample(
+        self, batch: Batch, masks: Mapping[int, np.ndarray], logits: Mapping[int, np.ndarray]
+    ) -> Pending[SampleResult]:
+        sampled = [chunk for chunk in batch.chunks if chunk.sample]
+        tokens: dict[int, torch.Tensor] = {}
+        slots = self._decoded
+        plain = all(s not in masks and s not in logits and self._slots[s].law.is_plain_greedy for s in slots)
+        if slots and plain and all(chunk.sample for chunk in batch.chunks if chunk.slot in slots):
+            count = self._bucket(len(slots))
+            self._graphs.pick(count)
+            picked = self._graphs.step(count).sampled
+            tokens = {slot: picked[row] for row, slot in enumerate(slots)}
+        rows: dict[int, LogprobRows] = {}
+        for chunk in sampled:
+            slot = chunk.slot
+            if slot not in tokens:
+                self._graphs.count_eager()
+                tokens[slot] = self._sample_slot(chunk, masks.get(slot), logits.get(slot))
+                self._last_tokens[slot] = tokens[slot].clamp_min(0)
+                self._positions[slot] = chunk.start + chunk.tokens
+            if self._slots[slot].law.sampling.logprobs is not None:
+                rows[slot] = self._logprobs(slot, tokens[slot])
+            self._slots[slot].position = chunk.start + chunk.tokens
+            self._slots[slot].logits = None
+        order = [chunk.slot for chunk in sampled]
+        host = self._to_host([tokens[slot] for slot in order])
+
+        def read() -> SampleResult:
+            found = host.tolist()
+            return SampleResult(
+                tuple(
+                    (Sampled(token, rows[slot].read([token])[0] if slot in rows and token >= 0 else None),)
+                    for slot, token in zip(order, found, strict=True)
+                )
+            )
+
+        return Pending(self._mark(), read)
 
     def _decode(self, chunks: Sequence[Chunk]) -> tuple[int, ...]:
         """Queue one decode graph; returns its slots, in the order of its rows."""
