@@ -35,7 +35,13 @@ _LAYERS: tuple[frozenset[str], ...] = tuple(
 """From the bottom up: a module imports only from its own package and from layers below its own."""
 
 _ONLY_IN = {
-    "torch": ("runners/reference/", "evaluate/", "devices.py", "bench/transformers_child.py"),
+    "torch": (
+        "runners/reference/",
+        "runners/cuda/",
+        "evaluate/",
+        "devices.py",
+        "bench/transformers_child.py",
+    ),
     "triton": ("runners/cuda/",),
     "huggingface_hub": ("sources/hub.py",),
     "llguidance": ("text/grammar.py",),

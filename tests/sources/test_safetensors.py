@@ -92,6 +92,18 @@ def test_types_numpy_lacks_are_read_as_their_bits(
     np.testing.assert_array_equal(tensor.read(), values.view(bits).numpy())
 
 
+def test_tensors_far_into_a_large_file_are_read(tmp_path: Path):
+    """Offsets of gigabytes, in a file of holes."""
+    skipped = 3 << 30
+    header = {"a": entry("U8", (skipped,), (0, skipped)), "b": entry("F32", (2,), (skipped, skipped + 8))}
+    path = tmp_path / "large.safetensors"
+    with path.open("wb") as file:
+        start = file.write(file_of(header))
+        file.seek(start + skipped)
+        file.write(np.array([1.5, -2.0], "<f4").tobytes())
+    assert read(path)["b"].read().tolist() == [1.5, -2.0]
+
+
 def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path):
     path = tmp_path / "sparse.safetensors"
     count = 1 << 38

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from octavo.runners.base import RunnerKind
 from octavo.runners.cpu.kind import CpuRunnerKind
+from octavo.runners.cuda.kind import CudaRunnerKind
 from octavo.runners.reference import ReferenceKind
 from octavo.settings import ActivationsName, IsaName, RunnerName
 
@@ -17,5 +18,5 @@ def runner_kinds(
     """
     if isa != "auto" or activations != "int16":
         return (CpuRunnerKind(None if isa == "auto" else isa, activations),)
-    kinds: tuple[RunnerKind, ...] = (CpuRunnerKind(), ReferenceKind())
+    kinds: tuple[RunnerKind, ...] = (CudaRunnerKind(), CpuRunnerKind(), ReferenceKind())
     return kinds if runner == "auto" else tuple(kind for kind in kinds if kind.name == runner)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -110,7 +110,7 @@ def _tensor(file: MappedFile, name: str, entry: object, data_start: int) -> Safe
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise _damaged(file.path, f"the tensor {name!r:.100} is of the unknown type {dtype!r:.40}")
-    if not _is_lengths(shape) or not _is_lengths(offsets) or len(offsets) != 2:
+    if not _is_shape(shape) or not _is_numbers(offsets) or len(offsets) != 2:
         raise _damaged(file.path, f"the tensor {name!r:.100} has a malformed shape or offsets")
     stored = np.dtype(_DTYPES[dtype])
     nbytes = math.prod(shape) * stored.itemsize
@@ -124,14 +124,16 @@ def _tensor(file: MappedFile, name: str, entry: object, data_start: int) -> Safe
     return SafeTensor(name, dtype.lower(), tuple(shape), nbytes, stored, file, data_start + begin)
 
 
-def _is_lengths(value: object) -> bool:
-    """A short list of whole numbers that numpy can make an array of, even where one of them is 0."""
-    return (
-        isinstance(value, list)
-        and len(value) <= 32
-        and all(type(number) is int and number >= 0 for number in value)
-        and math.prod(max(number, 1) for number in value) < 1 << 59
-    )
+def _is_numbers(value: object) -> TypeGuard[list[int]]:
+    """A short list of whole numbers."""
+    if not isinstance(value, list) or len(value) > 32:
+        return False
+    return all(type(number) is int and number >= 0 for number in value)
+
+
+def _is_shape(value: object) -> TypeGuard[list[int]]:
+    """One that numpy can make an array of, even where a length is 0."""
+    return _is_numbers(value) and math.prod(max(length, 1) for length in value) < 1 << 59
 
 
 def _damaged(path: Path, what: str) -> ModelFormatError:

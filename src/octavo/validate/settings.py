@@ -36,16 +36,16 @@ def validate_settings(settings: object) -> Settings:
     one_of("runner", settings.runner, get_args(RunnerName))
     one_of("isa", settings.isa, get_args(IsaName))
     one_of("speculation", settings.speculation, get_args(SpeculationName))
-    if settings.isa != "auto" and settings.runner == "reference":
+    if settings.isa != "auto" and settings.runner not in ("auto", "cpu"):
         raise InvalidParameterError(
-            f"isa {settings.isa} and runner reference contradict each other: only the CPU runner has one",
+            f"isa {settings.isa} and runner {settings.runner} contradict each other: only the CPU runner has one",
             remedy="Leave one of them out.",
             parameter="isa",
         )
     one_of("activations", settings.activations, get_args(ActivationsName))
-    if settings.activations != "int16" and settings.runner == "reference":
+    if settings.activations != "int16" and settings.runner not in ("auto", "cpu"):
         raise InvalidParameterError(
-            f"activations {settings.activations} and runner reference contradict each other: only the CPU runner"
+            f"activations {settings.activations} and runner {settings.runner} contradict each other: only the CPU runner"
             " rounds them",
             remedy="Leave one of them out.",
             parameter="activations",

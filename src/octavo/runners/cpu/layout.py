@@ -143,7 +143,7 @@ class CpuLayout:
 
     def arrange(self, bundle: Bundle, packed: Sequence[tuple[Format, Packed]]) -> dict[str, np.ndarray]:
         if bundle.name == VECTORS:
-            return {VECTORS: np.concatenate([_padded_vector(arrays["values"]) for _, arrays in packed])}
+            return {VECTORS: np.concatenate([padded_vector(arrays["values"]) for _, arrays in packed])}
         blocks = {
             part_name(parameter): _blocks(parameter, *formatted, self.lanes)
             for parameter, formatted in zip(bundle.parameters, packed, strict=True)
@@ -186,7 +186,7 @@ def vector_places(parameters: Sequence[Parameter]) -> Iterator[tuple[Parameter, 
         start += _round_up(parameter.shape[0], ALIGNMENT_BYTES // 4)
 
 
-def _padded_vector(values: np.ndarray) -> np.ndarray:
+def padded_vector(values: np.ndarray) -> np.ndarray:
     padded = np.zeros(_round_up(len(values), ALIGNMENT_BYTES // 4), np.float32)
     padded[: len(values)] = values
     return padded

@@ -1,0 +1,281 @@
+"""A packed model on the device: matrices as their layout stores them, norms with their offset added, rope tables.
+
+Weights go from the mapped cache through one pinned buffer, a piece at a time, so the host holds no copy.
+Shape letters: N output rows, K input columns, C padded columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from octavo.errors import IncompatibleModelError
+from octavo.models.parameters import Parameter
+from octavo.models.spec import LayerSpec, ModelSpec, Norm, Rope
+from octavo.quant.format import Format
+from octavo.runners.cpu.layout import VECTORS, bundle_name, part_name, vector_places
+from octavo.runners.cuda.layout import Encoding, encoding_of, padded
+from octavo.weights import StoredBundle, WeightStore
+
+_STAGING_BYTES = 32 << 20
+
+_CODE_DTYPES = {
+    "i8": torch.int32,
+    "u4": torch.int32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "f32": torch.float32,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """[N, C] as stored; `codes` and `scales` have the element type that kernels load."""
+
+    encoding: Encoding
+    rows: int
+    columns: int
+    """C."""
+    codes: torch.Tensor
+    """Integer codes as int32 words, plain values as they are."""
+    scales: torch.Tensor
+    """fp16 or fp32 [N, groups]; of u4 int32, a scale and a minimum; empty for plain values."""
+    bias: torch.Tensor | None
+    """fp32 [N]."""
+
+    @property
+    def elements(self) -> torch.Tensor:
+        """Codes one by one, for kernels that take single columns: int8, uint8 (two of them), or values."""
+        kind = {"i8": torch.int8, "u4": torch.uint8}.get(self.encoding.codec)
+        return self.codes if kind is None else self.codes.view(kind)
+
+    @property
+    def scale_elements(self) -> torch.Tensor:
+        return self.scales.view(torch.float16) if self.encoding.codec == "u4" else self.scales
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """Matrices under one another with the same input: one, unless their formats differ."""
+
+    parts: tuple[Matrix, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def columns(self) -> int:
+        return self.parts[0].columns
+
+    @property
+    def is_plain(self) -> bool:
+        return self.parts[0].encoding.scales == "none"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceNorm:
+    kind: str
+    eps: float
+    gain: torch.Tensor
+    """offset + w, fp32 [K]."""
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLayer:
+    spec: LayerSpec
+    qkv: Linear
+    o: Linear
+    gate_up: Linear
+    """gate over up; up alone where the block is not gated."""
+    down: Linear
+    pre_mixer: DeviceNorm | None
+    post_mixer: DeviceNorm | None
+    pre_ffn: DeviceNorm | None
+    post_ffn: DeviceNorm | None
+    q_norm: DeviceNorm | None
+    k_norm: DeviceNorm | None
+    cosines: torch.Tensor | None
+    """fp32 [context, rotary_dim / 2], shared by layers of the same rope."""
+    sines: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceModel:
+    spec: ModelSpec
+    embedding: Matrix
+    layers: tuple[DeviceLayer, ...]
+    final_norm: DeviceNorm
+    head: Linear
+    nbytes: int
+
+
+def load_model(
+    spec: ModelSpec, weights: WeightStore, context_tokens: int, device: torch.device
+) -> DeviceModel:
+    """Copies every bundle to the device and releases it."""
+    return _Loader(spec, weights, context_tokens, device).load()
+
+
+class _Loader:
+    def __init__(
+        self, spec: ModelSpec, weights: WeightStore, context_tokens: int, device: torch.device
+    ) -> None:
+        self._spec = spec
+        self._weights = weights
+        self._context_tokens = context_tokens
+        self._device = device
+        self._staging = torch.empty(_STAGING_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._bytes = 0
+        self._vectors: dict[str, torch.Tensor] = {}
+        self._angles: dict[Rope, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def load(self) -> DeviceModel:
+        spec = self._spec
+        if VECTORS in self._weights:
+            bundle = self._weights[VECTORS]
+            flat = self._upload([bundle.arrays[VECTORS]]).view(torch.float32)
+            for parameter, start in vector_places(bundle.parameters):
+                self._vectors[parameter.name] = flat[start : start + parameter.shape[0]]
+            self._weights.release(VECTORS)
+        embedding = self._linear(["embedding"], None)
+        layers = tuple(self._layer(f"layers.{i}.", layer) for i, layer in enumerate(spec.layers))
+        head_bias = ["head.bias"] if spec.head_bias else None
+        if spec.tied_head:
+            head = Linear((_with_bias(embedding.parts[0], self._bias(head_bias)),))
+        else:
+            head = self._linear(["head"], head_bias)
+        final_norm = self._norm("final_norm", spec.final_norm)
+        return DeviceModel(spec, embedding.parts[0], layers, final_norm, head, self._bytes)
+
+    def _layer(self, prefix: str, spec: LayerSpec) -> DeviceLayer:
+        mixer, ffn = spec.mixer, spec.ffn
+        inputs = ["gate", "up"] if ffn.gated else ["up"]
+        norms = {
+            name: None if norm is None else self._norm(f"{prefix}norms.{name}", norm)
+            for name in ("pre_mixer", "post_mixer", "pre_ffn", "post_ffn")
+            for norm in (getattr(spec.norms, name),)
+        }
+        qk = {
+            name: None if mixer.qk_norm is None else self._norm(f"{prefix}mixer.{name}", mixer.qk_norm)
+            for name in ("q_norm", "k_norm")
+        }
+        cosines, sines = (None, None) if mixer.rope is None else self._rotation(mixer.rope)
+
+        def linear(block: str, names: Sequence[str], bias: bool) -> Linear:
+            full = [f"{prefix}{block}.{name}" for name in names]
+            return self._linear(full, [f"{name}.bias" for name in full] if bias else None)
+
+        return DeviceLayer(
+            spec=spec,
+            qkv=linear("mixer", "qkv", mixer.qkv_bias),
+            o=linear("mixer", "o", mixer.output_bias),
+            gate_up=linear("ffn", inputs, ffn.bias),
+            down=linear("ffn", ["down"], ffn.bias),
+            cosines=cosines,
+            sines=sines,
+            **norms,
+            **qk,
+        )
+
+    def _linear(self, names: Sequence[str], biases: Sequence[str] | None) -> Linear:
+        """Matrices of one bundle, joined where their formats are equal."""
+        bundle = self._bundle(names[0])
+        by_name = {p.name: (p, f) for p, f in zip(bundle.parameters, bundle.formats, strict=True)}
+        members = [by_name[f"{name}.weight"] for name in names]
+        formats = [chosen for _, chosen in members]
+        joined = [members] if len(set(formats)) == 1 else [[member] for member in members]
+        bias = self._bias(biases)
+        parts, first = [], 0
+        for group in joined:
+            rows = sum(parameter.shape[0] for parameter, _ in group)
+            part_bias = None if bias is None else bias[first : first + rows]
+            parts.append(self._matrix(bundle, group, part_bias))
+            first += rows
+        self._weights.release(bundle.name)
+        plain = [part.encoding.scales == "none" for part in parts]
+        if any(plain) and not all(plain):
+            raise IncompatibleModelError(
+                f"{bundle.name} mixes quantized and unquantized matrices, which the CUDA kernels cannot read together",
+                remedy="Use --runner reference, or --quant int8.",
+            )
+        return Linear(tuple(parts))
+
+    def _matrix(
+        self, bundle: StoredBundle, members: Sequence[tuple[Parameter, Format]], bias: torch.Tensor | None
+    ) -> Matrix:
+        encoding = encoding_of(members[0][1])
+        assert encoding is not None, f"{members[0][1].name} was declined"
+        columns = padded(members[0][0].shape[1])
+        rows = sum(parameter.shape[0] for parameter, _ in members)
+
+        def arrays(kind: str) -> list[np.ndarray]:
+            return [bundle.arrays[f"{part_name(parameter)}_{kind}"] for parameter, _ in members]
+
+        codes = self._upload(arrays("codes")).view(_CODE_DTYPES[encoding.codec])
+        if encoding.scales == "none":
+            scales = torch.empty(0, dtype=torch.float32, device=self._device)
+        else:
+            scale_dtype = torch.float32 if encoding.scales == "f32" else torch.float16
+            scales = self._upload(arrays("scales")).view(
+                torch.int32 if encoding.codec == "u4" else scale_dtype
+            )
+        assert codes.nbytes == rows * encoding.code_bytes(columns)
+        assert scales.nbytes == rows * encoding.scale_bytes(columns)
+        return Matrix(encoding, rows, columns, codes, scales, bias)
+
+    def _bundle(self, name: str) -> StoredBundle:
+        return self._weights[bundle_name(Parameter(f"{name}.weight", (0, 0), "matrix", ""))]
+
+    def _upload(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
+        """The arrays' bytes, one after the other."""
+        whole = torch.empty(sum(array.nbytes for array in arrays), dtype=torch.uint8, device=self._device)
+        place = 0
+        for piece in _pieces(arrays, len(self._staging)):
+            staged = self._staging[: len(piece)]
+            np.copyto(staged.numpy(), piece)
+            # Not asynchronous: the buffer is filled again at once.
+            whole[place : place + len(piece)].copy_(staged)
+            place += len(piece)
+        self._bytes += whole.nbytes
+        return whole
+
+    def _bias(self, names: Sequence[str] | None) -> torch.Tensor | None:
+        if names is None:
+            return None
+        return torch.cat([self._vectors[name] for name in names])
+
+    def _norm(self, name: str, norm: Norm) -> DeviceNorm:
+        gain = self._vectors[f"{name}.weight"] + norm.offset
+        bias = self._vectors[f"{name}.bias"] if norm.bias else None
+        return DeviceNorm(norm.kind, norm.eps, gain, bias)
+
+    def _rotation(self, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of every position, times the rope's attention factor; fp32 as the reference has them."""
+        if rope not in self._angles:
+            frequencies = torch.tensor(rope.inverse_frequencies, dtype=torch.float32)
+            angles = torch.arange(self._context_tokens, dtype=torch.float32)[:, None] * frequencies
+            tables = (angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor)
+            made = [table.to(self._device) for table in tables]
+            self._angles[rope] = (made[0], made[1])
+            self._bytes += made[0].nbytes + made[1].nbytes
+        return self._angles[rope]
+
+
+def _with_bias(matrix: Matrix, bias: torch.Tensor | None) -> Matrix:
+    return Matrix(matrix.encoding, matrix.rows, matrix.columns, matrix.codes, matrix.scales, bias)
+
+
+def _pieces(arrays: Sequence[np.ndarray], most_bytes: int) -> Iterator[np.ndarray]:
+    for array in arrays:
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for first in range(0, len(flat), most_bytes):
+            yield flat[first : first + most_bytes]

@@ -1,0 +1,48 @@
+"""Sizes of the CUDA runner, for plans and for its allocations. Imports no torch."""
+
+from __future__ import annotations
+
+from octavo.models.spec import ModelSpec
+from octavo.runners.base import RunnerConfig
+
+DEQUANTIZED_BYTES = 128 << 20
+"""Weights that are dequantized at once for a library's product: the largest linear of most models."""
+
+FEW_ROWS = 64
+"""Rows up to which `rows_linear` reads the packed weights; above, dequantizing them once is less work."""
+
+TARGET_ROWS = 64
+"""Rows of logits at once where every prompt row's are wanted."""
+
+LARGEST_BATCH = 128
+"""Decoding sequences in one graph."""
+
+PROCESS_BYTES = 448 << 20
+"""Host memory of a process with torch, its CUDA libraries and no model: as the reference runner's."""
+
+
+def batch_buckets(max_slots: int) -> tuple[int, ...]:
+    """Batch sizes that get a graph: one, and powers of two up to the first that holds every slot."""
+    sizes = [1]
+    while sizes[-1] < max_slots:
+        sizes.append(2 * sizes[-1])
+    return tuple(sizes)
+
+
+def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
+    """Most bytes beside weights and KV: a prefill chunk's tensors, and the buffers of all batch sizes."""
+    tokens = min(config.prefill_chunk_tokens, config.context_tokens)
+    widest = 0
+    for layer in spec.layers:
+        mixer, ffn = layer.mixer, layer.ffn
+        mixed = mixer.heads * mixer.head_dim
+        projected = (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim
+        fed = ffn.hidden_size * (2 if ffn.gated else 1)
+        widest = max(widest, 2 * projected + 4 * mixed, 2 * fed + 2 * ffn.hidden_size)
+    chunk = tokens * (widest + 8 * spec.hidden_size)  # h in fp32, x and y in 16 bits
+    logits = 3 * 4 * TARGET_ROWS * spec.vocab_size
+    rows = sum(batch_buckets(config.max_slots))
+    slots = config.max_slots * 4 * spec.vocab_size
+    splits = 64 * max(layer.mixer.heads * (layer.mixer.head_dim + 1) for layer in spec.layers)
+    decode = rows * 4 * (spec.vocab_size + splits + widest)
+    return DEQUANTIZED_BYTES + max(chunk, logits) + decode + slots

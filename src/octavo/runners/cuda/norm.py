@@ -1,0 +1,133 @@
+"""Where blocks meet the residual stream: h += multiplier * post_norm(y), then x = pre_norm(h) for the next linear.
+
+One CTA a token, so the sum is in place. Contract: h fp32 and y [T, K]; x in one of three forms: `planes` (high and
+low bytes int8 [T, C], scales fp32 [T, C / 32]), `values` ([T, C] in the type of `x`), or `none`. Columns past K
+are written as zeros. Norms: `none`, `rms`, `layernorm`, with gain (offset included) and bias fp32 [K].
+Shape letters: T tokens, K columns, C padded columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from octavo.runners.cuda.device_model import DeviceNorm
+from octavo.runners.cuda.fixed_point import block_scale, high_byte, low_byte, quantize
+from octavo.runners.cuda.layout import padded
+from octavo.runners.cuda.ptx import release_dependents, wait_for_inputs
+
+
+@triton.jit
+def normalize(x, valid, gain, bias, eps, K: tl.constexpr, KIND: tl.constexpr):
+    """A norm of a tile that holds one vector of K values, zeros elsewhere."""
+    if KIND == "layernorm":
+        x = tl.where(valid, x - tl.sum(x) / K, 0.0)
+    x = x * tl.rsqrt(tl.sum(x * x) / K + eps)
+    return tl.where(valid, x * gain + bias, 0.0)
+
+
+@triton.jit
+def norm_kernel(
+    h, y, post_gain, post_bias, pre_gain, pre_bias, x, x_low, x_scales, multiplier, post_eps, pre_eps,
+    K: tl.constexpr, C: tl.constexpr, BLOCKS: tl.constexpr, ADD: tl.constexpr, POST: tl.constexpr,
+    POST_BIAS: tl.constexpr, PRE: tl.constexpr, PRE_BIAS: tl.constexpr, OUT: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Grid: T. BLOCKS: a power of two of blocks of 32 columns, at least C / 32."""
+    release_dependents(PDL)
+    token = tl.program_id(0).to(tl.int64)
+    block = tl.arange(0, BLOCKS)
+    column = block[:, None] * 32 + tl.arange(0, 32)[None, :]
+    valid = column < K
+    gain = tl.load(pre_gain + column, mask=valid, other=0.0) if PRE != "none" else 1.0
+    bias = tl.load(pre_bias + column, mask=valid, other=0.0) if PRE_BIAS else 0.0
+    y_gain = tl.load(post_gain + column, mask=valid, other=0.0) if POST != "none" else 1.0
+    y_bias = tl.load(post_bias + column, mask=valid, other=0.0) if POST_BIAS else 0.0
+    wait_for_inputs(PDL)
+    value = tl.load(h + token * K + column, mask=valid, other=0.0)
+    if ADD:
+        addend = tl.load(y + token * K + column, mask=valid, other=0.0).to(tl.float32)
+        if POST != "none":
+            addend = normalize(addend, valid, y_gain, y_bias, post_eps, K, POST)
+        value += addend * multiplier
+        tl.store(h + token * K + column, value, mask=valid)
+    if OUT != "none":
+        if PRE != "none":
+            value = normalize(value, valid, gain, bias, pre_eps, K, PRE)
+        if OUT == "planes":
+            scale, inverse = block_scale(tl.max(tl.abs(value), 1))
+            q = quantize(value, inverse[:, None])
+            tl.store(x + token * C + column, high_byte(q).to(tl.int8), mask=column < C)
+            tl.store(x_low + token * C + column, low_byte(q).to(tl.int8), mask=column < C)
+            tl.store(x_scales + token * (C // 32) + block, scale, mask=block < C // 32)
+        else:
+            tl.store(x + token * C + column, value.to(x.dtype.element_ty), mask=column < C)
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """Activations in fixed point."""
+
+    high: torch.Tensor
+    """int8 [T, C]."""
+    low: torch.Tensor
+    scales: torch.Tensor
+    """fp32 [T, C / 32]."""
+
+
+def join_residual(
+    h: torch.Tensor,
+    y: torch.Tensor | None,
+    out: Planes | torch.Tensor | None,
+    *,
+    post: DeviceNorm | None,
+    pre: DeviceNorm | None,
+    multiplier: float,
+    pdl: bool,
+) -> None:
+    """Launch it: h [T, K] += multiplier * post(y), out [T, C] = pre(h)."""
+    tokens, width = h.shape
+    columns = padded(width)
+    planes = out if isinstance(out, Planes) else None
+    x = out.high if isinstance(out, Planes) else h if out is None else out
+    blocks = triton.next_power_of_2(columns // 32)
+    norm_kernel[(tokens,)](
+        h,
+        h if y is None else y,
+        h if post is None else post.gain,
+        h if post is None or post.bias is None else post.bias,
+        h if pre is None else pre.gain,
+        h if pre is None or pre.bias is None else pre.bias,
+        x,
+        h if planes is None else planes.low,
+        h if planes is None else planes.scales,
+        multiplier,
+        0.0 if post is None else post.eps,
+        0.0 if pre is None else pre.eps,
+        K=width,
+        C=columns,
+        BLOCKS=blocks,
+        ADD=y is not None,
+        POST="none" if post is None else post.kind,
+        POST_BIAS=post is not None and post.bias is not None,
+        PRE="none" if pre is None else pre.kind,
+        PRE_BIAS=pre is not None and pre.bias is not None,
+        OUT="none" if out is None else "planes" if planes is not None else "values",
+        PDL=pdl,
+        num_warps=max(1, min(8, blocks // 8)),
+        launch_pdl=pdl,
+    )
+
+
+def reference(
+    x: torch.Tensor, kind: str, eps: float, gain: torch.Tensor | None = None, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The norm alone, fp32 [T, K] in and out."""
+    if kind == "none":
+        return x
+    if kind == "layernorm":
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], gain, bias, eps)
+    y = torch.nn.functional.rms_norm(x, x.shape[-1:], gain, eps)
+    return y if bias is None else y + bias

@@ -1,0 +1,99 @@
+"""Several activation vectors times a matrix: weights are dequantized in registers and go through tensor cores.
+
+For decode batches, where reading the weights is the cost; hundreds of rows go through `dequantize` and a
+library's product. Weights are the wide side of the product (rows of x are few).
+Contract: x [M, C] in a 16-bit type, the matrix [N, C] of layout `cuda-b64-1` -> out [M, N], which may be columns
+of a wider matrix. Shape letters: M rows of x, N output rows, C padded columns; BM, BN, BK of each at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from octavo.runners.cuda.device_model import Matrix
+from octavo.runners.cuda.embedding import unpack_row
+
+
+@triton.jit(do_not_specialize=["M", "N", "stride"])
+def rows_linear_kernel(
+    x, codes, scales, bias, out, M, N, stride,
+    C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, CODEC: tl.constexpr,
+    GROUP: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Grid: (ceil(N / BN), ceil(M / BM)). BK divides 64."""
+    row = tl.program_id(0) * BN + tl.arange(0, BN)
+    token = tl.program_id(1) * BM + tl.arange(0, BM)
+    inside = row[:, None] < N
+    total = tl.zeros((BN, BM), tl.float32)
+    for first in tl.range(0, C, BK):
+        column = first + tl.arange(0, BK)
+        piece = tl.load(x + token[None, :] * C + column[:, None], mask=token[None, :] < M, other=0.0)
+        if CODEC == "i8" and (GROUP == 0 or GROUP % BK == 0):
+            # Codes are exact in 16 bits: their scale is the sum's.
+            code = tl.load(codes + row[:, None].to(tl.int64) * C + column[None, :], mask=inside, other=0)
+            part = tl.dot(code.to(piece.dtype), piece)
+            if GROUP > 0:
+                groups: tl.constexpr = C // GROUP
+                scale = tl.load(scales + row * groups + first // GROUP, mask=row < N, other=0.0)
+                part = part * scale.to(tl.float32)[:, None]
+            total += part
+        else:
+            weight = unpack_row(
+                codes, scales, row[:, None].to(tl.int64), column[None, :], inside, C, CODEC, GROUP
+            )
+            total = tl.dot(weight.to(piece.dtype), piece, total)
+    if CODEC == "i8" and GROUP == 0:
+        total = total * tl.load(scales + row, mask=row < N, other=0.0).to(tl.float32)[:, None]
+    if BIAS:
+        total += tl.load(bias + row, mask=row < N, other=0.0)[:, None]
+    place = token[None, :].to(tl.int64) * stride + row[:, None]
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=inside & (token[None, :] < M))
+
+
+@dataclass(frozen=True, slots=True)
+class RowsTile:
+    """How many output rows a CTA makes, with how many warps, and how many column blocks are on their way."""
+
+    rows: int
+    warps: int
+    stages: int
+
+
+def rows_tile_for(rows: int, count: int) -> RowsTile:
+    """Small matrices need more CTAs than rows of 64 give: measured on one H100, 2026-11-24.
+
+    Never 8 warps: the compiler's pipeline over converted weights was seen to race with them.
+    """
+    if rows < 8192:
+        return RowsTile(16, 2, 6)
+    return RowsTile(32, 4, 6) if count <= 16 else RowsTile(64, 4, 4)
+
+
+def rows_linear(matrix: Matrix, x: torch.Tensor, out: torch.Tensor, tile: RowsTile | None = None) -> None:
+    """Launch it: x [M, C] -> `out` [M, N], which may be columns of a wider matrix."""
+    count = x.shape[0]
+    height = min(64, max(16, triton.next_power_of_2(count)))
+    tile = tile or rows_tile_for(matrix.rows, count)
+    rows_linear_kernel[(triton.cdiv(matrix.rows, tile.rows), triton.cdiv(count, height))](
+        x,
+        matrix.elements,
+        matrix.scale_elements,
+        x if matrix.bias is None else matrix.bias,
+        out,
+        count,
+        matrix.rows,
+        out.stride(0),
+        C=matrix.columns,
+        BM=height,
+        BN=tile.rows,
+        BK=64,
+        CODEC=matrix.encoding.codec,
+        GROUP=matrix.encoding.group_size,
+        BIAS=matrix.bias is not None,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )

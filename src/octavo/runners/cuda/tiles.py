@@ -1,0 +1,99 @@
+"""Which tile each batch-1 linear takes: measured ones by (card, shape), else a rule that fits every card.
+
+Nothing stored depends on a tile. Shape letters: N output rows, C padded columns, L lanes of 16 bytes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from octavo.runners.cuda.layout import Codec, Encoding
+
+Key = tuple[Codec, int, int, int]
+"""Codec, group size, rows, columns."""
+
+LANE_COLUMNS: Mapping[Codec, int] = {"i8": 16, "u4": 32, "f16": 8, "bf16": 8, "f32": 4}
+"""Columns in 16 bytes of a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    lanes: int
+    """A power of two; with `rows` it is what a CTA multiplies at once."""
+    rows: int
+    warps: int
+    ctas_per_multiprocessor: int
+    """Bounds the grid: a CTA walks the blocks that are left."""
+
+
+def tile_for(card: str, encoding: Encoding, rows: int, columns: int) -> Tile:
+    """The tile of a [rows, columns] matrix, `columns` padded."""
+    measured = measured_tiles(family_of(card)).get((encoding.codec, encoding.group_size, rows, columns))
+    return measured or _default(encoding.codec, rows, columns)
+
+
+def measured_tiles(family: str) -> dict[Key, Tile]:
+    """The table of a family of cards; tuning writes to it."""
+    return _MEASURED.get(family, {})
+
+
+def family_of(card: str) -> str:
+    """H100 and H200 have the same multiprocessors."""
+    return "hopper" if "H100" in card or "H200" in card else card
+
+
+def _default(codec: Codec, rows: int, columns: int) -> Tile:
+    """Lanes for a row in one step up to 256, few enough codes a thread for its registers."""
+    lanes = 1 << max(4, (columns // LANE_COLUMNS[codec] - 1).bit_length())
+    lanes = min(lanes, 256)
+    tall = 4 if rows >= 4096 else 2
+    return Tile(lanes, tall, max(1, lanes // 32), 4)
+
+
+_MEASURED: Mapping[str, dict[Key, Tile]] = {
+    "hopper": {  # one H100 80GB HBM3, torch 2.11, triton 3.6, 2026-11-24: benchmarks/cuda/decode.py --tune
+        ("i8", 64, 18432, 2304): Tile(32, 2, 1, 12),
+        ("i8", 64, 2304, 9216): Tile(256, 2, 8, 2),
+        ("i8", 64, 4096, 2304): Tile(64, 8, 2, 6),
+        ("i8", 64, 2304, 2048): Tile(128, 4, 4, 3),
+        ("i8", 64, 256000, 2304): Tile(64, 4, 2, 6),
+        ("i8", 64, 28672, 4096): Tile(256, 4, 8, 8),
+        ("i8", 64, 4096, 14336): Tile(256, 2, 8, 2),
+        ("i8", 64, 6144, 4096): Tile(128, 4, 4, 8),
+        ("i8", 64, 4096, 4096): Tile(128, 4, 4, 4),
+        ("i8", 64, 16384, 2048): Tile(128, 4, 4, 8),
+        ("i8", 64, 2048, 8192): Tile(256, 2, 8, 4),
+        ("i8", 64, 3072, 2048): Tile(64, 2, 2, 16),
+        ("i8", 64, 2048, 2048): Tile(128, 4, 4, 4),
+        ("i8", 64, 128256, 2048): Tile(128, 8, 4, 4),
+        ("i8", 0, 18432, 2304): Tile(32, 2, 1, 12),
+        ("i8", 0, 2304, 9216): Tile(256, 2, 8, 2),
+        ("i8", 0, 4096, 2304): Tile(32, 4, 1, 8),
+        ("i8", 0, 2304, 2048): Tile(128, 4, 4, 8),
+        ("i8", 0, 256000, 2304): Tile(32, 2, 1, 16),
+        ("i8", 0, 28672, 4096): Tile(128, 8, 4, 16),
+        ("i8", 0, 4096, 14336): Tile(256, 4, 8, 2),
+        ("i8", 0, 6144, 4096): Tile(64, 2, 2, 16),
+        ("i8", 0, 4096, 4096): Tile(64, 4, 2, 3),
+        ("i8", 0, 16384, 2048): Tile(128, 4, 4, 8),
+        ("i8", 0, 2048, 8192): Tile(256, 2, 8, 4),
+        ("i8", 0, 3072, 2048): Tile(32, 2, 1, 16),
+        ("i8", 0, 2048, 2048): Tile(128, 8, 4, 2),
+        ("i8", 0, 128256, 2048): Tile(128, 8, 4, 16),
+        ("u4", 32, 18432, 2304): Tile(32, 2, 1, 12),
+        ("u4", 32, 2304, 9216): Tile(256, 2, 8, 2),
+        ("u4", 32, 4096, 2304): Tile(32, 2, 1, 8),
+        ("u4", 32, 2304, 2048): Tile(64, 4, 2, 6),
+        ("u4", 32, 256000, 2304): Tile(32, 2, 1, 16),
+        ("u4", 32, 28672, 4096): Tile(128, 8, 4, 4),
+        ("u4", 32, 4096, 14336): Tile(512, 2, 16, 2),
+        ("u4", 32, 6144, 4096): Tile(128, 4, 4, 8),
+        ("u4", 32, 4096, 4096): Tile(128, 8, 4, 2),
+        ("u4", 32, 16384, 2048): Tile(32, 2, 1, 16),
+        ("u4", 32, 2048, 8192): Tile(256, 4, 8, 3),
+        ("u4", 32, 3072, 2048): Tile(32, 2, 1, 16),
+        ("u4", 32, 2048, 2048): Tile(64, 4, 2, 6),
+        ("u4", 32, 128256, 2048): Tile(64, 4, 2, 12),
+    }
+}

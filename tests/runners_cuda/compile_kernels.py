@@ -1,0 +1,121 @@
+"""Compiles what a step and a chunk launch, for one compute capability and without a card; prints shared bytes.
+
+    python compile_kernels.py 90 i8,u4,bf16
+
+A process of its own: here kernels are compiled, in the tests beside it they are interpreted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from octavo.models.spec import Attention, DenseMLP, LayerNorms, LayerSpec, ModelSpec, Norm, Rope
+from octavo.runners.cuda.chunk import ChunkModel
+from octavo.runners.cuda.decode import Card, DecodeStep
+from octavo.runners.cuda.decode_attention import Sequences
+from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNorm, Linear, Matrix
+from octavo.runners.cuda.kv_cache import make_cache
+from octavo.runners.cuda.layout import Encoding
+
+HIDDEN, HEADS, KV_HEADS, DIM, FED, VOCABULARY = 256, 4, 2, 256, 512, 8192 + 5
+CPU = torch.device("cpu")
+ENCODINGS = {
+    "i8": Encoding("i8", 64, "f16"),
+    "u4": Encoding("u4", 32, "f16"),
+    "bf16": Encoding("bf16", 0, "none"),
+}
+
+
+class NoCard:
+    """As much of Triton's driver as compiling asks for."""
+
+    def __init__(self, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def model_of(encoding: Encoding) -> DeviceModel:
+    rms, layernorm = Norm("rms", 1e-6), Norm("layernorm", 1e-6, bias=True)
+    rope = Rope("default", 1e4, DIM, tuple(1.0 for _ in range(DIM // 2)))
+    mixer = Attention(HEADS, KV_HEADS, DIM, 0.1, rope, window=4096, softcap=50.0, qk_norm=rms)
+    layer = LayerSpec(LayerNorms(rms, rms, layernorm, None), mixer, DenseMLP(FED, "gelu_tanh"))
+    spec = ModelSpec("tiny", VOCABULARY, HIDDEN, (layer,), rms, 8192, False, final_softcap=30.0)
+
+    def matrix(rows: int, columns: int) -> Matrix:
+        words = torch.zeros(rows * encoding.code_bytes(columns) // 4, dtype=torch.int32)
+        codes = words.view(torch.bfloat16) if encoding.codec == "bf16" else words
+        scales = torch.zeros(rows * encoding.scale_bytes(columns) // 2, dtype=torch.float16)
+        scales = scales.view(torch.int32) if encoding.codec == "u4" else scales
+        return Matrix(encoding, rows, columns, codes, scales, torch.zeros(rows))
+
+    def norm(kind: str = "rms", width: int = HIDDEN) -> DeviceNorm:
+        return DeviceNorm(kind, 1e-6, torch.zeros(width), torch.zeros(width) if kind == "layernorm" else None)
+
+    device_layer = DeviceLayer(
+        spec=layer,
+        qkv=Linear((matrix((HEADS + 2 * KV_HEADS) * DIM, HIDDEN),)),
+        o=Linear((matrix(HIDDEN, HEADS * DIM),)),
+        gate_up=Linear((matrix(2 * FED, HIDDEN),)),
+        down=Linear((matrix(HIDDEN, FED),)),
+        pre_mixer=norm(),
+        post_mixer=norm(),
+        pre_ffn=norm("layernorm"),
+        post_ffn=None,
+        q_norm=norm(width=DIM),
+        k_norm=norm(width=DIM),
+        cosines=torch.zeros(8192, DIM // 2),
+        sines=torch.zeros(8192, DIM // 2),
+    )
+    head = Linear((matrix(VOCABULARY, HIDDEN),))
+    return DeviceModel(spec, matrix(VOCABULARY, HIDDEN), (device_layer,), norm(), head, 0)
+
+
+def launch_all(encoding: Encoding, capability: int) -> None:
+    model = model_of(encoding)
+    caches = make_cache(model.spec, [4], torch.bfloat16, CPU)
+    card = Card("any", 80, capability >= 90, 40 << 20)
+    slots = torch.zeros(3, dtype=torch.int32)
+    for count in (1, 2):
+        sequences = Sequences(slots[:count], slots, (torch.zeros((3, 256), dtype=torch.int32),), 2)
+        step = DecodeStep(
+            model, caches, sequences, slots, context_tokens=8192, compute_dtype=torch.bfloat16, card=card
+        )
+        step.forward()
+        step.pick()
+    chunks = ChunkModel(model, caches, torch.bfloat16)
+    chunks.forward(torch.zeros(80, dtype=torch.int32), 0, (slots,))
+
+
+def main() -> None:
+    capability = int(sys.argv[1])
+    driver.set_active(NoCard(capability))
+    run, seen = JITFunction.run, set()
+
+    def compile_only(kernel: Any, *arguments: Any, **options: Any) -> Any:
+        compiled = run(kernel, *arguments, **(options | {"warmup": True}))
+        if compiled.hash not in seen:
+            seen.add(compiled.hash)
+            print(kernel.fn.__name__, compiled.metadata.shared, flush=True)
+        return compiled
+
+    JITFunction.run = compile_only
+    for codec in sys.argv[2].split(","):
+        launch_all(ENCODINGS[codec], capability)
+
+
+if __name__ == "__main__":
+    main()

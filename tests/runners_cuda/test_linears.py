@@ -1,0 +1,148 @@
+"""Products with packed matrices: batch 1, several rows, and dequantized, for every format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from octavo.models.spec import DenseMLP
+from octavo.quant.affine import INT8, LLM_INT8, Q4_1, Q8_0
+from octavo.quant.format import Format
+from octavo.quant.plain import Plain
+from octavo.runners.cuda import fixed_point
+from octavo.runners.cuda.dequantize import dequantize
+from octavo.runners.cuda.embedding import embed
+from octavo.runners.cuda.feed_forward import feed_forward
+from octavo.runners.cuda.gemv import Logits, Vector, gemv, reference, shuffle
+from octavo.runners.cuda.rows_linear import rows_linear
+from octavo.runners.cuda.tiles import Tile
+
+FORMATS: tuple[Format, ...] = (INT8, LLM_INT8, Q8_0, Q4_1, Plain("f32"), Plain("f16"), Plain("bf16"))
+by_name = pytest.mark.parametrize("format", FORMATS, ids=lambda chosen: chosen.name)
+
+
+def close(got: torch.Tensor, want: torch.Tensor, bound: float) -> None:
+    assert float((got.float() - want).norm() / want.norm()) < bound
+
+
+def vectors(x: torch.Tensor, plain: bool) -> list[Vector]:
+    if plain:
+        return [Vector("values", x)]
+    high, low, scales = fixed_point.reference(x)
+    return [Vector("planes", high, low, scales), Vector("shuffled", shuffle(x))]
+
+
+@by_name
+def test_gemv_of_each_format_and_input_form(format: Format, pack: Callable[..., Any], randn: Any) -> None:
+    rows, columns = 13, 96  # neither fills its tile
+    matrix, values = pack(format, rows, columns, randn(rows))
+    x = F.pad(randn(columns), (0, 32))
+    want = reference(x, values, matrix.bias)
+    for vector in vectors(x, isinstance(format, Plain)):
+        out = torch.full((rows,), torch.nan, device=x.device)
+        gemv(matrix, vector, out, Tile(16, 8, 1, 1), multiprocessors=1, pdl=False)
+        close(out, want, 2e-4)
+
+
+def test_gemv_in_several_steps_and_ctas_is_the_same(pack: Callable[..., Any], randn: Any) -> None:
+    matrix, values = pack(INT8, 12, 320)
+    x = randn(320)
+    (planes, _) = vectors(x, plain=False)
+    for tile in (Tile(16, 4, 1, 1), Tile(4, 4, 1, 3)):
+        out = torch.full((12,), torch.nan, device=x.device)
+        gemv(matrix, planes, out, tile, multiprocessors=1, pdl=False)
+        close(out, reference(x, values, None), 2e-4)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_gate_and_up(activation: str, pack: Callable[..., Any], randn: Any) -> None:
+    matrix, values = pack(INT8, 2 * 21, 64)
+    x = randn(64)
+    gate, up = reference(x, values, None).chunk(2)
+    act = (
+        F.silu(gate)
+        if activation == "silu"
+        else F.gelu(gate, approximate="tanh" if "tanh" in activation else "none")
+    )
+    want = F.pad(act * up, (0, 64 - 21))
+    (planes, _) = vectors(x, plain=False)
+    out = torch.zeros(64, device=x.device)
+    tile = Tile(4, 8, 1, 2)
+    gemv(
+        matrix,
+        planes,
+        out,
+        tile,
+        multiprocessors=1,
+        pdl=False,
+        epilogue="gate",
+        activation=activation,
+        shuffled=True,
+    )
+    close(shuffle(out), want, 2e-4)
+    gate_up = torch.cat((gate, up))[None]
+    many = torch.zeros((1, 64), device=x.device)
+    feed_forward(gate_up, many, DenseMLP(21, activation), shuffled=False, pdl=False)  # type: ignore[arg-type]
+    close(many[0], want, 1e-5)
+    many.zero_()
+    feed_forward(gate_up, many, DenseMLP(21, activation), shuffled=True, pdl=False)  # type: ignore[arg-type]
+    close(shuffle(many[0]), want, 1e-5)
+
+
+def test_the_head_finds_its_best_token_and_sees_what_is_not_finite(
+    pack: Callable[..., Any], randn: Any
+) -> None:
+    matrix, values = pack(INT8, 30, 64)
+    x = randn(64)
+    (planes, _) = vectors(x, plain=False)
+    want = 2.0 * torch.tanh(reference(x, values, None) * 0.5 / 2.0)
+    out, best = torch.zeros(30, device=x.device), torch.zeros(2, device=x.device)
+    best_ids = torch.zeros(2, dtype=torch.int32, device=x.device)
+    head = Logits(0.5, 2.0, best, best_ids)
+    gemv(matrix, planes, out, Tile(4, 8, 1, 2), multiprocessors=1, pdl=False, epilogue=head)
+    close(out, want, 2e-4)
+    assert int(best_ids[best.argmax()]) == int(out.argmax())
+    assert planes.scales is not None
+    broken = Vector("planes", planes.x, planes.low, planes.scales * torch.nan)
+    gemv(
+        matrix,
+        broken,
+        out,
+        Tile(4, 8, 1, 2),
+        multiprocessors=1,
+        pdl=False,
+        epilogue=Logits(1, None, best, best_ids),
+    )
+    assert bool(best.isinf().all())
+
+
+@by_name
+def test_rows_and_dequantized_products(format: Format, pack: Callable[..., Any], randn: Any) -> None:
+    rows, columns = 20, 96
+    matrix, values = pack(format, rows, columns, randn(rows))
+    dense = torch.full((rows, matrix.columns), torch.nan, device=values.device)
+    dequantize(matrix, 0, rows, dense)
+    assert torch.allclose(dense, values, rtol=1e-6, atol=1e-7)
+    part = torch.empty((4, matrix.columns), device=values.device)
+    dequantize(matrix, 7, 11, part)
+    assert torch.equal(part, dense[7:11])
+    x = F.pad(randn(3, columns), (0, 32)).half()
+    out = torch.full((3, rows + 2), torch.nan, device=values.device)
+    rows_linear(matrix, x, out[:, 1:-1])
+    close(out[:, 1:-1], x.float() @ values.T + matrix.bias, 2e-3)
+    assert bool(out[:, [0, -1]].isnan().all())
+
+
+@pytest.mark.parametrize("format", [INT8, Q4_1, Plain("bf16")], ids=lambda chosen: chosen.name)
+def test_embedding_by_id_and_by_slot(format: Format, pack: Callable[..., Any], device: torch.device) -> None:
+    matrix, values = pack(format, 9, 96)
+    ids = torch.tensor([3, 8, 0], dtype=torch.int32, device=device)
+    h = torch.empty((3, 96), device=device)
+    embed(matrix, ids, None, h, 2.0)
+    assert torch.allclose(h, 2 * values[ids.long(), :96])
+    embed(matrix, ids, torch.tensor([2, 0, 1], dtype=torch.int32, device=device), h, 1.0)
+    assert torch.allclose(h, values[[0, 3, 8], :96])

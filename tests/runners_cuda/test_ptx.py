@@ -1,0 +1,35 @@
+"""Inline assembly and its twins give the same bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from octavo.runners.cuda.ptx import dp4a, dp4a_twin
+
+
+@triton.jit
+def _both(a, b, c, asm, twin, N: tl.constexpr):  # noqa: N803
+    i = tl.arange(0, N)
+    x, y, z = tl.load(a + i), tl.load(b + i), tl.load(c + i)
+    tl.store(asm + i, dp4a(x, y, z))
+    tl.store(twin + i, dp4a_twin(x, y, z))
+
+
+def test_dp4a_twin_is_four_products(device: torch.device) -> None:
+    words = torch.randint(-(2**31), 2**31 - 1, (3, 64), dtype=torch.int32, device=device)
+    a, b, c = words[0], words[1], words[2] // 2
+    out, twin = torch.empty_like(c), torch.empty_like(c)
+    _both[(1,)](a, b, c, out, twin, 64)
+    products = a.view(torch.int8).view(-1, 4).int() * b.view(torch.int8).view(-1, 4).int()
+    assert torch.equal(twin, products.sum(1).int() + c)
+
+
+@pytest.mark.gpu
+def test_dp4a_and_its_twin_are_equal() -> None:
+    a, b, c = torch.randint(-(2**31), 2**31 - 1, (3, 4096), dtype=torch.int32, device="cuda")
+    asm, twin = torch.empty_like(a), torch.empty_like(a)
+    _both[(1,)](a, b, c // 2, asm, twin, 4096)
+    assert torch.equal(asm, twin)
