@@ -42,7 +42,9 @@ class Settings:
     quant: QuantName = _option("auto", "Weight format: auto is as stored if already quantized, else int8.")
     device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps.")
     dtype: DtypeName = _option("auto", "Compute type: auto, float32, bfloat16 or float16.")
-    runner: RunnerName = _option("auto", "What computes: auto (the fastest that can), cuda, cpu or reference.")
+    runner: RunnerName = _option(
+        "auto", "What computes: auto (the fastest that can), cuda, cpu or reference."
+    )
     isa: IsaName = _option("auto", "The CPU runner's instruction set: auto, avx512, avx2 or portable.")
     activations: ActivationsName = _option(
         "int16",

@@ -45,8 +45,8 @@ def validate_settings(settings: object) -> Settings:
     one_of("activations", settings.activations, get_args(ActivationsName))
     if settings.activations != "int16" and settings.runner not in ("auto", "cpu"):
         raise InvalidParameterError(
-            f"activations {settings.activations} and runner {settings.runner} contradict each other: only the CPU runner"
-            " rounds them",
+            f"activations {settings.activations} and runner {settings.runner} contradict each other: only the "
+            "CPU runner rounds them",
             remedy="Leave one of them out.",
             parameter="activations",
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from octavo.models.spec import DenseMLP
 from octavo.runners.cuda.decode import finish_logits
 from octavo.runners.cuda.dequantize import dequantize
 from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, Linear, Matrix
@@ -87,6 +88,7 @@ class ChunkModel:
 
     def _feed(self, layer: DeviceLayer, x: torch.Tensor) -> torch.Tensor:
         ffn, tokens = layer.spec.ffn, x.shape[0]
+        assert isinstance(ffn, DenseMLP), "others are declined"
         both = x.new_empty((tokens, layer.gate_up.rows))
         self._linear(layer.gate_up, x, both)
         width = padded(ffn.hidden_size)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from octavo.models.spec import ModelSpec
+from octavo.models.spec import DenseMLP, ModelSpec
 from octavo.runners.cuda.decode_attention import (
     Prefetch,
     Sequences,
@@ -185,6 +185,7 @@ class DecodeStep:
 
     def _feed(self, layer: DeviceLayer, x: Vector | torch.Tensor) -> None:
         ffn = layer.spec.ffn
+        assert isinstance(ffn, DenseMLP), "others are declined"
         fed = self._view(self._fed, padded(ffn.hidden_size))
         shuffled = self._one and not layer.down.is_plain
         if self._one and len(layer.gate_up.parts) == 1:

@@ -14,7 +14,7 @@ import torch
 
 from octavo.errors import IncompatibleModelError
 from octavo.models.parameters import Parameter
-from octavo.models.spec import LayerSpec, ModelSpec, Norm, Rope
+from octavo.models.spec import DenseMLP, LayerSpec, ModelSpec, Norm, Rope
 from octavo.quant.format import Format
 from octavo.runners.cpu.layout import VECTORS, bundle_name, part_name, vector_places
 from octavo.runners.cuda.layout import Encoding, encoding_of, padded
@@ -158,6 +158,7 @@ class _Loader:
 
     def _layer(self, prefix: str, spec: LayerSpec) -> DeviceLayer:
         mixer, ffn = spec.mixer, spec.ffn
+        assert isinstance(ffn, DenseMLP), "others are declined"
         inputs = ["gate", "up"] if ffn.gated else ["up"]
         norms = {
             name: None if norm is None else self._norm(f"{prefix}norms.{name}", norm)

@@ -65,9 +65,11 @@ def encoding_of(format: Format) -> Encoding | None:
     """None: there are no kernels for this format."""
     if isinstance(format, Plain):
         return Encoding(format.dtype, 0, "none")
-    if not isinstance(format, Affine):
+    if not isinstance(format, Affine) or format.ordered:
         return None
     scales = "f32" if format.scale_rule == "absmax" else format.scales
+    if scales != "f16" and scales != "f32":
+        return None
     if format.bits == 8 and format.zero == "none" and format.group_size in (None, 32, 64):
         return Encoding("i8", format.group_size or 0, scales)
     if format.bits == 4 and format.zero == "minimum" and format.group_size in (32, 64, 128):
