@@ -180,15 +180,13 @@ class CpuRunner:
 
     def memory(self) -> Mapping[str, int]:
         if self._handle is None or self._model is None:
-            return {"weights": 0, "adapters": 0, "kv": 0, "activations": 0}
+            return {"weights": 0, "kv": 0, "activations": 0}
         kv, activations = ctypes.c_int64(), ctypes.c_int64()
         self._library.octavo_memory(self._handle, ctypes.byref(kv), ctypes.byref(activations))
-        return {
-            "weights": self._model.weight_bytes,
-            "adapters": sum(adapter.nbytes for adapter in self._adapters.values()),
-            "kv": kv.value,
-            "activations": activations.value,
-        }
+        held = {"weights": self._model.weight_bytes, "kv": kv.value, "activations": activations.value}
+        if self._adapters:
+            held["adapters"] = sum(adapter.nbytes for adapter in self._adapters.values())
+        return held
 
     def counters(self) -> Counters:
         return Counters()
