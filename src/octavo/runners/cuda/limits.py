@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.models.spec import ModelSpec
+from octavo.models.spec import DenseMLP, ModelSpec
 from octavo.runners.base import RunnerConfig
 
 DEQUANTIZED_BYTES = 128 << 20
@@ -37,7 +37,8 @@ def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
         mixer, ffn = layer.mixer, layer.ffn
         mixed = mixer.heads * mixer.head_dim
         projected = (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim
-        fed = ffn.hidden_size * (2 if ffn.gated else 1)
+        gated = not isinstance(ffn, DenseMLP) or ffn.gated  # others are declined, but asked for their size
+        fed = ffn.hidden_size * (2 if gated else 1)
         widest = max(widest, 2 * projected + 4 * mixed, 2 * fed + 2 * ffn.hidden_size)
     chunk = tokens * (widest + 8 * spec.hidden_size)  # h in fp32, x and y in 16 bits
     logits = 3 * 4 * TARGET_ROWS * spec.vocab_size
