@@ -93,9 +93,9 @@ def drive(harness, path: str, method: str, examples: int) -> Counter[int]:
 
 @pytest.mark.parametrize("path", POSTS)
 def test_posts(fake, path):
-    statuses = drive(fake, path, "POST", 60)
+    statuses = drive(fake, path, "POST", 50)
     assert set(statuses) <= {200, 400, 404}
-    assert min(statuses[200], statuses[400]) >= 5, statuses
+    assert min(statuses[200], statuses[400]) >= 3, statuses
     assert fake.service.models.restarts == 0
 
 

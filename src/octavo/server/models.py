@@ -90,23 +90,25 @@ class Suspects:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seen: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+        self._seen: OrderedDict[bytes, tuple[frozenset[int], float]] = OrderedDict()
 
-    def blame(self, digest: bytes) -> None:
-        count, since = self._seen.pop(digest, (0, 0.0))
+    def blame(self, digest: bytes, worker: int) -> None:
+        """`worker`: the process that died; sent to it again while it was dying, a body is no more suspect."""
+        workers, since = self._seen.pop(digest, (frozenset[int](), 0.0))
         if self._clock() - since > _SUSPECT_SECONDS:
-            count = 0
-        self._seen[digest] = count + 1, self._clock()
+            workers = frozenset()
+        self._seen[digest] = workers | {worker}, self._clock()
         while len(self._seen) > _MOST_SUSPECTS:
             self._seen.popitem(last=False)
 
     def check(self, digest: bytes) -> None:
         """Raises HttpFault for a body that was there at two crashes."""
-        count, since = self._seen.get(digest, (0, 0.0))
-        if count >= _CRASHES_TO_REFUSE and self._clock() - since <= _SUSPECT_SECONDS:
+        workers, since = self._seen.get(digest, (frozenset[int](), 0.0))
+        if len(workers) >= _CRASHES_TO_REFUSE and self._clock() - since <= _SUSPECT_SECONDS:
             raise HttpFault(
                 400,
-                f"the model's worker died {count} times while answering this request: it is not tried again for now",
+                f"the model's worker died {len(workers)} times while answering this request: it is not tried "
+                "again for now",
                 "request_refused",
                 retry=False,
             )

@@ -143,7 +143,7 @@ def _plain(place: int, message: ChatMessage) -> Message:
                 raise unsupported(f"{where}.content[{number}]", f"{part.type} is no text")
             texts.append(part.text)
         content = "\n".join(texts)
-    return Message(role="system" if message.role == "developer" else message.role, content=content)
+    return Message(role=message.role, content=content)
 
 
 def _params(request: Any, base: SamplingParams) -> SamplingParams:

@@ -76,7 +76,7 @@ class Service:
                     async with running:
                         yield model, prepared, running
                 except (WorkerLostError, ClosedError):
-                    self.models.suspects.blame(digest)
+                    self.models.suspects.blame(digest, model.link.pid or 0)
                     raise
                 finally:
                     self._note(exchange, running)
