@@ -17,8 +17,9 @@ from octavo.quant.affine import INT8, Q4_1, Q8_0, Affine
 from octavo.quant.codebook import NF4, Codebook
 from octavo.quant.format import Bundle, Format
 from octavo.quant.plain import Plain
+from octavo.runners.bundles import ALIGNMENT_BYTES
 from octavo.runners.cpu import library
-from octavo.runners.cpu.layout import ALIGNMENT_BYTES, CpuLayout, encoding_of
+from octavo.runners.cpu.layout import CpuLayout, encoding_of
 from octavo.runners.cpu.library import ISA_NAMES, IsaName
 from octavo.runners.cpu.model import native_table
 

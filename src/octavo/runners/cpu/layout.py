@@ -9,8 +9,7 @@ Shape letters: N output rows, K input columns, R rows of a block (`lanes`), G gr
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +20,14 @@ from octavo.quant.codebook import Codebook
 from octavo.quant.format import Bundle, Format, Packed
 from octavo.quant.plain import Plain
 from octavo.quant.scales import SUPER_COLUMNS
+from octavo.runners.bundles import (
+    ALIGNMENT_BYTES,
+    VECTORS,
+    bundle_name,
+    padded_vector,
+    part_name,
+)
 from octavo.runners.cpu.library import Codec, Numbers
-
-ALIGNMENT_BYTES = 64
-VECTORS = "vectors"
-"""Name of the bundle of all norms and biases, and of its one array."""
 
 _COLUMN_ORDER = np.array([0, 2, 1, 3])
 """Of 4 bytes of 8-bit codes: the low and the high bytes of 16-bit lanes are pairs of consecutive columns."""
@@ -36,19 +38,6 @@ _CODE_BITS = {
     **{Codec.U8: 8, Codec.U8_MIN: 8, Codec.U4: 4, Codec.U4_MIN: 4, Codec.T4: 4},
 }
 _PLAIN_CODECS = {"f32": Codec.PLAIN_F32, "f16": Codec.PLAIN_F16, "bf16": Codec.PLAIN_BF16}
-_LAYER_MATRIX = re.compile(
-    r"(layers\.\d+)\.(?:mixer|ffn(\.experts\.\d+)?)\.(q|k|v|o|gate|up|down|router)\.weight"
-)
-_TOGETHER = {
-    "q": "qkv",
-    "k": "qkv",
-    "v": "qkv",
-    "o": "o",
-    "gate": "gate_up",
-    "up": "gate_up",
-    "down": "down",
-    "router": "router",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,41 +144,11 @@ class CpuLayout:
         return blocks
 
 
-def bundle_name(parameter: Parameter) -> str:
-    """`embedding`, `head`, `layers.{i}.qkv|o|gate_up|down|router`, `layers.{i}.experts.{e}.gate_up|down`, or
-    `vectors`."""
-    if parameter.role == "vector":
-        return VECTORS
-    layer = _LAYER_MATRIX.fullmatch(parameter.name)
-    if layer is None:
-        return parameter.name.removesuffix(".weight")
-    return f"{layer[1]}{layer[2] or ''}.{_TOGETHER[layer[3]]}"
-
-
-def part_name(parameter: Parameter) -> str:
-    """The array of one matrix in its bundle: `q`, `gate`, `embedding`, ..."""
-    return parameter.name.removesuffix(".weight").rpartition(".")[2]
-
-
 def alternate(parameters: Sequence[Parameter], formats: Sequence[Format]) -> bool:
     """Whether a bundle is gate and up stored as the one array `gate_up`, block by block."""
     if [part_name(parameter) for parameter in parameters] != ["gate", "up"]:
         return False
     return formats[0] == formats[1] and parameters[0].shape == parameters[1].shape
-
-
-def vector_places(parameters: Sequence[Parameter]) -> Iterator[tuple[Parameter, int]]:
-    """Where each vector starts in the array `vectors`, in values."""
-    start = 0
-    for parameter in parameters:
-        yield parameter, start
-        start += _round_up(parameter.shape[0], ALIGNMENT_BYTES // 4)
-
-
-def padded_vector(values: np.ndarray) -> np.ndarray:
-    padded = np.zeros(_round_up(len(values), ALIGNMENT_BYTES // 4), np.float32)
-    padded[: len(values)] = values
-    return padded
 
 
 def _blocks(parameter: Parameter, format: Format, arrays: Packed, lanes: int) -> np.ndarray:

@@ -16,8 +16,9 @@ from octavo.models.parameters import Parameter
 from octavo.models.spec import Attention, DenseMLP, LayerSpec, ModelSpec, MoE, Norm, Rope
 from octavo.quant.codebook import Codebook
 from octavo.runners.base import RunnerConfig
+from octavo.runners.bundles import VECTORS, bundle_name, part_name, vector_places
 from octavo.runners.cpu import library
-from octavo.runners.cpu.layout import VECTORS, alternate, bundle_name, encoding_of, part_name, vector_places
+from octavo.runners.cpu.layout import alternate, encoding_of
 from octavo.runners.cpu.library import Activation, NormKind
 from octavo.runners.cpu.limits import row_capacity
 from octavo.settings import ActivationsName

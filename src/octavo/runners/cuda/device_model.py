@@ -16,7 +16,7 @@ from octavo.errors import IncompatibleModelError
 from octavo.models.parameters import Parameter
 from octavo.models.spec import DenseMLP, LayerSpec, ModelSpec, Norm, Rope
 from octavo.quant.format import Format
-from octavo.runners.cpu.layout import VECTORS, bundle_name, part_name, vector_places
+from octavo.runners.bundles import VECTORS, bundle_name, part_name, vector_places
 from octavo.runners.cuda.layout import Encoding, encoding_of, padded
 from octavo.weights import StoredBundle, WeightStore
 

@@ -25,7 +25,7 @@ from octavo.quant.format import Bundle, Format, Packed
 from octavo.quant.nibbles import split_nibbles
 from octavo.quant.plain import Plain
 from octavo.quant.rows import row_blocks
-from octavo.runners.cpu.layout import VECTORS, bundle_name, padded_vector, part_name
+from octavo.runners.bundles import VECTORS, bundle_name, padded_vector, part_name
 
 COLUMN_BLOCK = 64
 
