@@ -11,6 +11,12 @@ from typing import Any
 
 import pytest
 
+from octavo.devices import Unusable, read_cuda_driver
+
+if isinstance(read_cuda_driver(-1, os.environ), Unusable):
+    # Triton reads it when it is first imported, which other libraries do; tests/runners_cuda needs its interpreter.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]

@@ -140,12 +140,12 @@ def load_backend(
 
 
 def _slower_runner(plan: LoadPlan) -> tuple[str, ...]:
-    """Why the fast runner of this CPU is not taken: what a user would otherwise only notice as slowness."""
-    if plan.config.device != "cpu":
-        return ()
+    """Why the fast runner of this device is not taken: what a user would otherwise only notice as slowness."""
+    own = plan.config.device.partition(":")[0]  # it has the device's name
     return tuple(
         f"the {plan.runner} runner takes the place of the faster {each.runner} runner: {each.reason}"
         for each in plan.declined
+        if each.runner == own
     )
 
 

@@ -126,7 +126,8 @@ def run_setup(toy, setup, count):
     assert info["prefix_hit_tokens"] > 0
     assert info["prefix_evicted_pages"] > 0
     assert 0 < info["drafts_accepted"] < info["drafts_proposed"]
-    assert info["preemptions"] > 0 or windows == (40,), "a window's pages do not grow with a sequence"
+    # A window's pages do not grow with a sequence; in a thread it is chance how many sequences meet.
+    assert info["preemptions"] > 0 or windows == (40,) or mode == "thread"
     assert mode != "sync" or info["surplus_tokens"] == 0
 
 

@@ -207,8 +207,8 @@ def test_explain_names_runner_kernels_layers_and_counts(llm):
 def test_explain_says_what_was_declined(tiny_folder):
     with LLM(tiny_folder, device="cpu", dtype="bfloat16", cache=False, context=64) as llm:
         facts = llm.explain()
-    assert [each["runner"] for each in facts["declined"]] == ["cpu"]
-    assert "bfloat16" in facts["declined"][0]["reason"]
+    assert [each["runner"] for each in facts["declined"]] == ["cuda", "cpu"]
+    assert "bfloat16" in facts["declined"][1]["reason"]
 
 
 def test_explain_after_close_is_a_typed_error(tiny_folder):

@@ -178,10 +178,10 @@ def test_twice_the_text_takes_about_twice_the_time():
     def seconds(head, count):
         parser = AnswerParser(syntax=HERMES, tools=TOOLS)
         parser.push(head)
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(count):
             parser.push('{"x":1,')
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     for head in ('<tool_call>{"x": ', '<tool_call>{"name": "add", "arguments": {"x": [', "<tool_call>{"):
         times = [min(seconds(head, count) for _ in range(3)) for count in (4000, 16000)]

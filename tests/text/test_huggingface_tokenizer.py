@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from octavo.errors import ModelFormatError, NotTextError, UnsupportedConfigError
+from octavo.errors import ModelFormatError, NotTextError
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo.types import TokenizerSource
 
@@ -147,9 +147,3 @@ def test_unreadable_files(data: bytes) -> None:
 def test_configs_that_contradict_the_file(byte_level_json: str, config: dict[str, Any]) -> None:
     with pytest.raises(ModelFormatError):
         load(byte_level_json, config)
-
-
-def test_sentencepiece_files_are_refused_with_the_way_out() -> None:
-    with pytest.raises(UnsupportedConfigError, match=r"tokenizer\.model") as caught:
-        load_tokenizer(TokenizerSource("sentencepiece", b""))
-    assert "save_pretrained" in caught.value.remedy
