@@ -108,6 +108,15 @@ def test_stopping_takes_no_lock(backend):
     driver.close()
 
 
+def test_whatever_ends_the_thread_those_who_wait_are_told(backend, caplog):
+    driver, events = Driver(backend), []
+    driver.submit(REQUEST, events.append)
+    backend.failure = SystemExit(3)
+    assert "SystemExit" in str(driver.wait())
+    assert events[-1].finish_reason is FinishReason.ERROR
+    assert backend.closed == 1
+
+
 def test_a_thread_that_cannot_start_leaves_nothing_open(backend, monkeypatch):
     def refuse(thread):
         raise RuntimeError("can't start new thread")

@@ -262,13 +262,15 @@ def test_processed_logits_are_sampled_from(toy, mode):
 
 
 @pytest.mark.parametrize("mode", ["sync", "lazy", "random"])
-@pytest.mark.parametrize("fault", ["raises", "shape", "nan"])
+@pytest.mark.parametrize("fault", ["raises", "exits", "shape", "nan"])
 def test_a_processor_that_goes_wrong_fails_its_request_only(toy, mode, fault):
     def process(token_ids, logits):
         if len(token_ids) < 10:
             return logits
         if fault == "raises":
             raise KeyError("injected")
+        if fault == "exits":  # not even this ends the engine's thread
+            raise SystemExit(3)
         return logits[:-1] if fault == "shape" else logits * np.float32(np.nan)
 
     harness = toy.harness(mode)

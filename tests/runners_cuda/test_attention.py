@@ -133,3 +133,19 @@ def test_a_chunk(case: str, randn: Any, device: torch.device) -> None:
     want = torch.stack([want_of(mixer, paged, heads[i], start + i).flatten() for i in range(count)])
     assert float((out[:, :-2].float() - want).norm() / want.norm()) < 5e-3
     assert bool((out[:, -2:] == 7).all())
+
+
+def test_a_chunk_reads_no_page_that_was_handed_back(randn: Any, device: torch.device) -> None:
+    """Its place in the table says -1; page 0 is another sequence's by now, and holds NaN."""
+    mixer, start, count = CASES["window"], 70, 5
+    paged = Paged(mixer, randn, device)
+    paged.table = torch.tensor([-1, 1, 2], dtype=torch.int32, device=device)
+    paged.cache.keys[0] = paged.cache.values[0] = torch.nan
+    qkv = randn(count, (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim)
+    q = torch.empty((count, mixer.heads * mixer.head_dim), dtype=torch.float16, device=device)
+    rotate(paged.layer, paged.cache, qkv, q, paged.table, start)
+    out = torch.empty_like(q)
+    prefill_attention(mixer, paged.cache, q, paged.table, out, start)
+    heads, _, _ = paged.heads(qkv, start)
+    want = torch.stack([want_of(mixer, paged, heads[i], start + i).flatten() for i in range(count)])
+    assert float((out.float() - want).norm() / want.norm()) < 5e-3

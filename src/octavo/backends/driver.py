@@ -82,9 +82,9 @@ class Driver:
         try:
             while not self._closing:
                 self._deliver(self.backend.step(_IDLE_SECONDS))
-        except Exception as failure:
+        except BaseException as failure:  # whatever it is, those who wait must be told
             _log.exception("the engine stopped")
-            self._failure = failure
+            self._failure = failure if isinstance(failure, Exception) else RuntimeError(repr(failure))
         self._closing = True
         with self._lock:  # who comes after this is refused
             self._end_all(self._failure or self._refusal())

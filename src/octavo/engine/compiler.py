@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from octavo.engine.hooks import CompileGrammar, Constraint
+from octavo.engine.hooks import CompileGrammar, Constraint, error_of_hook
 from octavo.engine.sequence import Sequence
 
 _THREADS = 2
@@ -51,8 +51,8 @@ class GrammarCompiler:
                 del self._futures[sequence]
                 try:
                     taken.append((sequence, future.result()))
-                except Exception as error:
-                    taken.append((sequence, error))
+                except BaseException as error:
+                    taken.append((sequence, error_of_hook(error)))
         return taken
 
     def close(self) -> None:

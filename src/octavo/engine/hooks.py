@@ -39,3 +39,15 @@ Drafter = Callable[[Sequence[int]], Sequence[int]]
 Serves one sequence, whose list only grows from one call to the next; must not keep or change it."""
 
 MakeDrafter = Callable[[], Drafter]
+
+
+def error_of_hook(error: BaseException) -> Exception:
+    """What fails the request whose hook raised. A hook is others' code: SystemExit, or a panic of a library in Rust,
+    must not end the engine's thread. Raises KeyboardInterrupt again, which is nobody's error."""
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    if isinstance(error, Exception):
+        return error
+    made = RuntimeError(f"{type(error).__name__}: {error}")
+    made.__cause__ = error
+    return made

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from octavo.engine.compiler import GrammarCompiler
+from octavo.engine.hooks import error_of_hook
 from octavo.engine.scheduler import Entry, Scheduler
 from octavo.engine.sequence import Sequence
 from octavo.engine.step import Results, Step, queue_forward
@@ -153,8 +154,8 @@ class StepLoop:
                 masks[sequence.slot] = mask
             if sequence.request.logits_processors:
                 logits[sequence.slot] = self._processed_logits(sequence, sequence.slot)
-        except Exception as error:
-            return error
+        except BaseException as error:
+            return error_of_hook(error)
         return None
 
     def _processed_logits(self, sequence: Sequence, slot: int) -> np.ndarray:
@@ -177,7 +178,8 @@ class StepLoop:
         assert sequence.speculation is not None
         try:
             return sequence.speculation.guesses(sequence.token_ids, most)
-        except Exception:
+        except BaseException as error:
+            error_of_hook(error)
             self.faults += 1
             sequence.speculation = None  # guesses are only ever a shortcut: the request goes on without
             return ()
@@ -283,8 +285,8 @@ class StepLoop:
         try:
             sequence.constraint.accept(token_id)
             finished = sequence.constraint.finished
-        except Exception as error:
-            self.fail_on(error, sequence)
+        except BaseException as error:
+            self.fail_on(error_of_hook(error), sequence)
             return
         if finished:
             self._finish(sequence, FinishReason.STOP)
@@ -447,7 +449,8 @@ def _ends_prefill(sequence: Sequence, sampled: Sampled | None) -> bool:
 
 def _not_finite(sequence: Sequence, what: str) -> NumericalError:
     return NumericalError(
-        f"the logits of request {sequence.request_id} for its {what} are not finite "
+        f"the logits of request {sequence.request_id} for its {what} are not finite, or all tokens are ruled out "
         f"(position {len(sequence.token_ids)})",
-        remedy="Try --dtype float32; if it persists, the checkpoint or its quantization is damaged.",
+        remedy="Leave out grammar, logit_bias and logits_processors, and try --dtype float32; if it persists, the "
+        "checkpoint or its quantization is damaged.",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from octavo.models.spec import DenseMLP, ModelSpec
 from octavo.runners.base import RunnerConfig
+from octavo.runners.rotation import rotation_bytes
 
 DEQUANTIZED_BYTES = 128 << 20
 """Weights that are dequantized at once for a library's product: the largest linear of most models."""
@@ -46,4 +47,5 @@ def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
     slots = config.max_slots * 4 * spec.vocab_size
     splits = 64 * max(layer.mixer.heads * (layer.mixer.head_dim + 1) for layer in spec.layers)
     decode = rows * 4 * (spec.vocab_size + splits + widest)
-    return DEQUANTIZED_BYTES + max(chunk, logits) + decode + slots
+    tables = rotation_bytes(spec, config.context_tokens)
+    return DEQUANTIZED_BYTES + max(chunk, logits) + decode + slots + tables

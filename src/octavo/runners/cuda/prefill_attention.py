@@ -45,10 +45,11 @@ def prefill_attention_kernel(
     mixed = tl.zeros((BQ, DP), tl.float32)
     for at in tl.range(begin, end, BT):
         token = at + tl.arange(0, BT)
-        # A window's old pages may have been handed back: their place in the table says -1.
-        page = tl.load(table + token // 32, mask=token < end, other=0).to(tl.int64)
+        # A window's old pages may have been handed back: their place in the table says -1, and what another
+        # sequence put there is not even read, since a weight of zero times NaN is NaN.
+        page = tl.load(table + token // 32, mask=token < end, other=-1).to(tl.int64)
         row = (tl.maximum(page, 0) * KH + kv_head) * 32 + token % 32
-        exists = (token[:, None] < end) & (dim[None, :] < D)
+        exists = (page[:, None] >= 0) & (dim[None, :] < D)
         k = tl.load(keys + row[:, None] * D + dim[None, :], mask=exists, other=0.0)
         score = tl.dot(turned, tl.trans(k)) * scale
         if SOFTCAP:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from octavo.models.spec import ModelSpec, MoE
 from octavo.runners.base import RunnerConfig
+from octavo.runners.rotation import rotation_bytes
 
 PROCESS_BYTES = 248 << 20
 """A process that has loaded torch, tokenizers and the command line, and no model: 157 MiB anonymous and 88 MiB of
@@ -41,4 +42,4 @@ def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
         widest = max(widest, 2 * tokens * projections + keys + scores, tokens * fed)
     residual = 6 * tokens * spec.hidden_size
     logits = (3 * LOGITS_BLOCK_ROWS + config.max_slots) * spec.vocab_size
-    return 4 * (residual + widest + logits)
+    return 4 * (residual + widest + logits) + rotation_bytes(spec, config.context_tokens)
