@@ -43,7 +43,7 @@ _ONLY_IN = {
         "bench/transformers_child.py",
     ),
     "triton": ("runners/cuda/",),
-    "huggingface_hub": ("sources/hub.py",),
+    "huggingface_hub": ("sources/hub.py", "sources/hub_cache.py", "sources/hub_transfer.py"),
     "llguidance": ("text/grammar.py",),
     "transformers": ("bench/transformers_child.py",),
     "bitsandbytes": (),

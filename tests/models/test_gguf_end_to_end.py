@@ -38,7 +38,7 @@ from transformers import (
     StableLmConfig,
 )
 
-from octavo import LLM
+from octavo import LLM, SamplingParams
 from octavo.errors import IncompatibleModelError
 
 _ARCH = gguf.MODEL_ARCH
@@ -261,9 +261,11 @@ def add_own_keys(writer: gguf.GGUFWriter, config: Any) -> None:
 _Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 
-def write_gguf(path: Path, arch: Any, theirs: torch.nn.Module, *, quantized: bool = False) -> None:
+def write_gguf(
+    path: Path, arch: Any, theirs: torch.nn.Module, *, quantized: bool = False, split_tensors: int = 0
+) -> None:
     config: Any = theirs.config
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch], split_max_tensors=split_tensors)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -335,6 +337,22 @@ def test_rows_of_quantized_tensors_keep_their_numbers(case, make, prompt_ids, tm
         assert llm.info()["quant"].startswith("q8_0")
         scored = torch.tensor(llm.score(prompt_ids).logprobs)
     torch.testing.assert_close(scored, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("runner", ["reference", "cpu"])
+def test_a_split_model_computes_what_the_whole_file_does(runner, make, prompt_ids, tmp_path):
+    arch, config = CASES["llama3"]
+    model = make(config)
+    write_gguf(tmp_path / "whole.gguf", arch, model.theirs)
+    write_gguf(tmp_path / "split.gguf", arch, model.theirs, split_tensors=7)
+    greedy, scores, ids = SamplingParams(max_new_tokens=24, temperature=0, ignore_eos=True), [], []
+    for name in ("whole.gguf", "split-00001-of-00003.gguf"):
+        with LLM(tmp_path / name, quant="int8", device="cpu", runner=runner, context=256, threads=1) as llm:
+            scores.append(llm.score(prompt_ids).logprobs)
+            ids.append(llm.generate(prompt_ids, greedy).token_ids)
+    assert scores[0] == scores[1]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 24
 
 
 _LLAMA_NAMES = {

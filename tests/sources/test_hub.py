@@ -34,7 +34,8 @@ from octavo.errors import (
     OctavoError,
     UnsafeFileError,
 )
-from octavo.sources import hub
+from octavo.sources import hub, hub_cache
+from octavo.sources.gguf_names import parts_of
 from octavo.sources.resolve import resolve
 
 COMMIT, OLDER = "c" * 40, "b" * 40
@@ -487,9 +488,90 @@ def test_a_gguf_file_that_is_not_there(gguf_repository: FakeHub):
     assert "name-Q4_1.gguf" in error.remedy
 
 
-def test_a_part_of_a_split_gguf_is_refused_before_it_is_downloaded(gguf_repository: FakeHub):
-    raises(IncompatibleModelError, "2 parts", model="org/name:split-00001-of-00002.gguf")
+@pytest.mark.parametrize(
+    ("tag", "file"), [("Q8_0", "name-Q8_0.gguf"), ("q4_1", "name-Q4_1.gguf"), ("F16", "sub/name-F16.gguf")]
+)
+def test_a_tag_names_a_gguf_file(gguf_repository: FakeHub, tag: str, file: str):
+    source = resolve(f"org/name:{tag}")
+    assert source.location == f"org/name:{file}"
+    assert gguf_repository.downloads() == [f"main/{file}"]
+    assert resolve(f"org/name:{tag}", offline=True).fingerprint == source.fingerprint
+    assert resolve(f"org/name:{file}", offline=True).fingerprint == source.fingerprint
+
+
+@pytest.mark.parametrize("tag", ["Q2_K", "Q4", "0"])
+def test_a_tag_that_is_not_there(gguf_repository: FakeHub, tag: str):
+    error = raises(ModelNotFoundError, f"no GGUF model tagged {tag}", model=f"org/name:{tag}")
+    for name in ("name-Q8_0.gguf (", "name-Q4_1.gguf (", "sub/name-F16.gguf ("):
+        assert name in error.remedy
     assert gguf_repository.downloads() == []
+
+
+def test_a_listing_says_how_to_name_one(gguf_repository: FakeHub):
+    error = raises(ModelNotFoundError, "4 GGUF models")
+    assert "-m org/name:name-Q4_1.gguf" in error.remedy
+    assert "-m org/name:Q4_1" in error.remedy
+
+
+def test_a_repository_with_one_gguf_model(fake_hub: FakeHub, write_gguf):
+    fake_hub.add("org/name", {"name-Q8_0.gguf": write_gguf().read_bytes(), "mmproj-F16.gguf": b"x"})
+    source = resolve("org/name")
+    assert source.location == "org/name:name-Q8_0.gguf"
+    assert resolve("org/name", offline=True).fingerprint == source.fingerprint
+
+
+def test_a_gguf_file_beside_safetensors_has_to_be_named(fake_hub: FakeHub, write_gguf):
+    fake_hub.add("org/name", SINGLE | {"name-Q8_0.gguf": write_gguf().read_bytes()})
+    assert resolve("org/name").naming == "huggingface"
+    assert resolve("org/name:Q8_0").naming == "gguf"
+    assert resolve("org/name", offline=True).naming == "huggingface"
+
+
+@pytest.fixture
+def split_repository(fake_hub: FakeHub, write_gguf) -> FakeHub:
+    first = write_gguf(
+        "name-F32.gguf",
+        tensors={f"blk.{i}.attn_norm.weight": np.full(64, i, np.float32) for i in range(4)},
+        split_tensors=2,
+    )
+    parts = {f"F32/{name}": first.with_name(name).read_bytes() for name in parts_of(first.name)}
+    fake_hub.add("org/name", parts | {"name-Q8_0.gguf": b"another"})
+    return fake_hub
+
+
+@pytest.mark.parametrize("named", ["F32", "F32/name-F32-00002-of-00003.gguf"])
+def test_all_parts_of_a_split_gguf_are_fetched(split_repository: FakeHub, named: str):
+    seen: list[tuple[str, int, int | None]] = []
+    source = resolve(f"org/name:{named}", progress=lambda *facts: seen.append(facts))
+    assert source.location == "org/name:F32/name-F32-00001-of-00003.gguf"
+    assert len(source.tensors) == 5
+    assert [request.rpartition("/")[2] for request in split_repository.downloads()] == [
+        f"name-F32-0000{i}-of-00003.gguf" for i in (1, 2, 3)
+    ]
+    total = sum(
+        len(data) for name, data in split_repository.repositories["org/name"][COMMIT].items() if "F32" in name
+    )
+    assert seen[-1] == ("downloading", total, total)
+    done = [bytes_ for _, bytes_, _ in seen]
+    assert done == sorted(done)
+    assert resolve(f"org/name:{named}", offline=True).fingerprint == source.fingerprint
+
+
+def test_a_split_gguf_that_is_not_all_there(split_repository: FakeHub, tmp_path: Path):
+    resolve("org/name:F32")
+    (part,) = (tmp_path / "cache").rglob("name-F32-00002-of-00003.gguf")
+    part.unlink()
+    raises(DownloadError, "not all of it", model="org/name:F32", offline=True)
+    del split_repository.repositories["org/name"][COMMIT]["F32/name-F32-00002-of-00003.gguf"]
+    raises(ModelNotFoundError, "lacks 1 of the 3 parts", "00002-of-00003", model="org/name:F32")
+
+
+def test_the_disk_is_checked_for_all_parts(split_repository: FakeHub, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    error = raises(NotEnoughDiskError, model="org/name:F32")
+    files = split_repository.repositories["org/name"][COMMIT]
+    assert error.needed_bytes == sum(len(data) for name, data in files.items() if "F32" in name)
+    assert split_repository.downloads() == []
 
 
 def test_a_gguf_file_outside_the_repository(gguf_repository: FakeHub):
@@ -501,20 +583,39 @@ def test_a_gguf_file_outside_the_repository(gguf_repository: FakeHub):
 
 
 def test_cached_models_are_listed_and_removed(fake_hub: FakeHub, tmp_path: Path):
-    assert hub.cached_models() == ()
+    assert hub_cache.cached_models() == ()
     fake_hub.add("org/name", SINGLE)
     fake_hub.add("org/other", SHARDED)
     resolve("org/name")
     resolve("org/other")
-    first, second = hub.cached_models()
+    first, second = hub_cache.cached_models()
     assert (first.name, second.name) == ("org/name", "org/other")
     assert first.commits == (COMMIT,)
     assert first.size_bytes >= len(WEIGHTS)
-    assert hub.remove_cached("org/name") == first.size_bytes
-    assert [model.name for model in hub.cached_models()] == ["org/other"]
+    assert hub_cache.remove_cached("org/name") == first.size_bytes
+    assert [model.name for model in hub_cache.cached_models()] == ["org/other"]
     raises(DownloadError, offline=True)
     with pytest.raises(ModelNotFoundError, match="org/name"):
-        hub.remove_cached("org/name")
+        hub_cache.remove_cached("org/name")
+
+
+def test_one_gguf_model_of_several_is_removed(fake_hub: FakeHub, write_gguf):
+    data = {name: write_gguf(metadata={"general.name": name}).read_bytes() for name in ("Q8_0", "Q4_1")}
+    files = {f"name-{tag}.gguf": content for tag, content in data.items()}
+    fake_hub.add("org/name", files | {"again/name-BF16.gguf": data["Q8_0"]})
+    for tag in ("Q8_0", "Q4_1", "BF16"):
+        resolve(f"org/name:{tag}")
+    assert hub_cache.cached_name("org/name:q4_1") == "org/name:name-Q4_1.gguf"
+    assert hub_cache.cached_name("org/name") == "org/name"
+    assert hub_cache.cached_name("org/other:Q4_1") is None
+    assert hub_cache.remove_cached("org/name:Q4_1") == len(data["Q4_1"])
+    raises(DownloadError, model="org/name:Q4_1", offline=True)
+    assert hub_cache.remove_cached("org/name:Q8_0") == 0  # the other name still needs its bytes
+    resolve("org/name:BF16", offline=True)
+    with pytest.raises(ModelNotFoundError, match="no GGUF model tagged Q4_1"):
+        hub_cache.remove_cached("org/name:Q4_1")
+    assert hub_cache.remove_cached("org/name:BF16") >= len(data["Q8_0"])
+    assert hub_cache.cached_models() == ()
 
 
 def test_transformers_cache_is_used_where_only_that_is_set(fake_hub: FakeHub, monkeypatch, tmp_path: Path):
