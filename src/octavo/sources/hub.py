@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from octavo.errors import (
     ModelNotFoundError,
     NotEnoughDiskError,
     OctavoError,
+    UnsafeFileError,
 )
 from octavo.sources import checkpoint_files as files
 from octavo.sources.disk import is_full, not_enough_space
@@ -30,12 +32,14 @@ from octavo.sources.documents import MAX_DOCUMENT_BYTES, parse_object
 from octavo.sources.files import read_bounded
 from octavo.sources.gguf_names import choose_gguf, gguf_names, parts_of
 from octavo.sources.hub_cache import cache_folder, quiet
+from octavo.sources.hub_transfer import bring_blob, guarded, part_path
 from octavo.types import Progress
 from octavo.units import readable_bytes
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CACHE_SETTING = "HF_HOME"
 _TIMEOUT_SECONDS = 20.0
+_SLACK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,8 @@ def fetch(
             return snapshot  # a commit never changes, so there is nothing to ask
         download = _Download(wanted, progress)
         try:
-            return download.run()
+            with guarded():
+                return download.run()
         except OctavoError:
             raise
         except Exception as error:  # the HTTP client's classes differ between versions of the library
@@ -106,23 +111,25 @@ class _Download:
         self._progress = progress
         self._done_bytes = 0
         self._total_bytes = 0
+        self._begun_bytes = 0
+        """Of an earlier try, which is gone on with."""
 
     def run(self) -> Snapshot:
         wanted = self._wanted
         sizes, commit, hashes = self._listing(wanted.revision)
         parts = self._gguf(sizes)
         if parts:
-            self._require_space({part: sizes[part] for part in parts}, commit)
+            self._require_space({part: sizes[part] for part in parts}, commit, hashes)
         else:
             self._refuse_unreadable(sizes)
         # By its name and not by commit, so that the library remembers what the name stood for, for offline starts.
         first = parts[0] if parts else files.CONFIG
-        folder = self._file(first, commit, hashes, revision=wanted.revision)
+        folder = self._file(first, commit, sizes, hashes, revision=wanted.revision)
         if folder.name != commit:  # the branch moved just now
             sizes, commit, hashes = self._listing(folder.name)
             parts = self._gguf(sizes)
         for part in parts:
-            self._file(part, commit, hashes)
+            self._file(part, commit, sizes, hashes)
         if not parts:
             self._checkpoint(folder, sizes, hashes)
         return Snapshot(folder, commit, parts)
@@ -131,7 +138,7 @@ class _Download:
         """The parts of the GGUF model that is meant; () where the repository holds safetensors and none is named."""
         if not _means_gguf(self._wanted, sizes):
             return ()
-        return choose_gguf(
+        parts = choose_gguf(
             sizes,
             self._wanted.gguf,
             self._wanted.repository,
@@ -139,6 +146,13 @@ class _Download:
                 f"{model} ({readable_bytes(sum(sizes.get(part, 0) for part in parts_of(model)))})"
             ),
         )
+        for part in parts:
+            if not all(files.is_plain(name) for name in part.split("/")):
+                raise UnsafeFileError(
+                    f"{self._wanted} lists {part!r:.100}, which is no plain file name",
+                    remedy="Do not use this repository, or ask its owner to rename the file.",
+                )
+        return parts
 
     def _checkpoint(self, folder: Path, sizes: Mapping[str, int], hashes: Mapping[str, str]) -> None:
         """The rest of a safetensors checkpoint: documents first, so that weights on disk mean a whole model."""
@@ -146,7 +160,7 @@ class _Download:
         weights = files.choose_weights(sizes, self._wanted.repository)
         names = [name for name in files.DOCUMENTS if name in sizes and name != files.CONFIG]
         if weights == files.INDEX:
-            self._file(weights, commit, hashes)
+            self._file(weights, commit, sizes, hashes)
             shards = _shards(folder)
             for shard in shards:
                 if shard not in sizes:
@@ -154,9 +168,9 @@ class _Download:
             names += shards
         else:
             names.append(weights)
-        self._require_space({name: sizes[name] for name in names}, commit)
+        self._require_space({name: sizes[name] for name in names}, commit, hashes)
         for name in names:
-            self._file(name, commit, hashes)
+            self._file(name, commit, sizes, hashes)
 
     def _listing(self, revision: str) -> tuple[dict[str, int], str, dict[str, str]]:
         """Name -> size of every file, the commit, and name -> SHA-256 of those the hub has one of."""
@@ -182,16 +196,19 @@ class _Download:
             f"{self._wanted} has no file {name}", remedy="Choose another model or revision."
         )
 
-    def _require_space(self, sizes: Mapping[str, int], commit: str) -> None:
-        """Check the disk for what is not there yet, which is also what the progress bar counts."""
-        self._total_bytes = sum(size for name, size in sizes.items() if not self._is_cached(name, commit))
+    def _require_space(self, sizes: Mapping[str, int], commit: str, hashes: Mapping[str, str]) -> None:
+        """Check the disk for what is not there yet; the progress bar counts it and what an earlier try brought."""
+        missing = {name: size for name, size in sizes.items() if not self._is_cached(name, commit)}
+        self._total_bytes = sum(missing.values())
         self._done_bytes = 0
+        parts = (part_path(self._wanted.repository, hashes.get(name, "")) for name in missing)
+        self._begun_bytes = sum(part.stat().st_size for part in parts if part is not None and part.exists())
         if (error := self.no_space()).available_bytes < error.needed_bytes:
             raise error
 
     def no_space(self) -> NotEnoughDiskError:
         """The error where what is still to come does not fit."""
-        left_bytes = self._total_bytes - self._done_bytes
+        left_bytes = max(0, self._total_bytes - self._done_bytes - self._begun_bytes)
         return not_enough_space(
             cache_folder(), left_bytes, f"downloading {self._wanted}", setting=_CACHE_SETTING
         )
@@ -200,7 +217,13 @@ class _Download:
         return _cached_path(_Wanted(self._wanted.repository, None, commit), name) is not None
 
     def _file(
-        self, name: str, commit: str, hashes: Mapping[str, str], *, revision: str | None = None
+        self,
+        name: str,
+        commit: str,
+        sizes: Mapping[str, int],
+        hashes: Mapping[str, str],
+        *,
+        revision: str | None = None,
     ) -> Path:
         """Download a file of a commit unless it is there; returns the snapshot's folder.
 
@@ -208,18 +231,23 @@ class _Download:
         """
         import huggingface_hub
 
-        was_cached = self._is_cached(name, commit)
+        repository, was_cached = self._wanted.repository, self._is_cached(name, commit)
+        # Mirrors may list no sizes.
+        most_bytes = 2 * sizes[name] + _SLACK_BYTES if sizes[name] else sys.maxsize
+        verified = False
+        if not was_cached and name in hashes:
+            verified = bring_blob(repository, name, commit, sizes[name], hashes[name], self._report)
         path = Path(
             huggingface_hub.hf_hub_download(
-                self._wanted.repository,
+                repository,
                 name,
                 revision=revision or commit,
                 cache_dir=cache_folder(),
-                tqdm_class=_silent_bar(self._report),
+                tqdm_class=_silent_bar(self._report, most_bytes),
             )
         )
         if not was_cached:
-            if name in hashes:
+            if name in hashes and not verified:
                 self._verify(path, hashes[name])
             self._report(path.stat().st_size)
             self._done_bytes += path.stat().st_size
@@ -307,10 +335,11 @@ def _shards(folder: Path) -> list[str]:
     return sorted(files.shard_names(index, files.INDEX))
 
 
-def _silent_bar(report: Callable[[int], None]) -> type:
-    """A progress bar class for one file that draws nothing and reports the bytes done.
+def _silent_bar(report: Callable[[int], None], most_bytes: int) -> type:
+    """A progress bar class for one file that draws nothing, reports the bytes done, and ends a file without end.
 
     For files in Xet storage the library makes two bars, of bytes received and written; the further one counts.
+    They may be more than the file's: `most_bytes` leaves room.
     """
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # documented, but not in its __all__
 
@@ -325,6 +354,11 @@ def _silent_bar(report: Callable[[int], None]) -> type:
             nonlocal furthest
             self._bytes += int(n or 0)
             furthest = max(furthest, self._bytes)
+            if furthest > most_bytes:
+                raise DownloadError(
+                    f"a file goes on after {furthest:,} bytes, far beyond what the hub's list says",
+                    remedy="Try again; if it stays so, a proxy or mirror on the way changes files.",
+                )
             report(furthest)
 
     return SilentBar
@@ -369,7 +403,9 @@ def _translated(error: Exception, wanted: _Wanted) -> OctavoError:
         return ModelNotFoundError(
             f"{wanted} lost a file while it was being downloaded", remedy="Try again, or name a --revision."
         )
-    if status is not None:
+    if type(error) is OSError and error.errno is None:
+        why = "a file came with another length than was announced"
+    elif status is not None:
         why = f"the hub answered HTTP {status}"
     elif isinstance(error, OSError) and error.errno in (
         errno.ENOSPC,
