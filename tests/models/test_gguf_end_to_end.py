@@ -39,7 +39,6 @@ from transformers import (
 )
 
 from octavo import LLM, SamplingParams
-from octavo.errors import IncompatibleModelError
 
 _ARCH = gguf.MODEL_ARCH
 _SIZES: dict[str, Any] = {
@@ -155,7 +154,6 @@ CASES: dict[str, tuple[Any, PreTrainedConfig]] = {
     "cohere": (_ARCH.COMMAND_R, CohereConfig(**_SIZES, logit_scale=0.3)),
 }
 _PERMUTED = ("LlamaConfig", "MistralConfig", "MixtralConfig", "SmolLM3Config", "GraniteConfig")
-NOT_ON_THE_CPU_RUNNER = {"mixtral", "qwen3-moe", "stablelm-parallel", "cohere", "cohere2"}
 
 
 def adjacent_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -261,8 +259,39 @@ def add_own_keys(writer: gguf.GGUFWriter, config: Any) -> None:
 _Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 
+def apart(config: Any, name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """What older files have instead of a fused or stacked tensor."""
+    stem = name.removesuffix(".weight")
+    if stem.endswith("_exps"):
+        for expert, matrix in enumerate(array):
+            yield f"{stem.removesuffix('_exps')}.{expert}.weight", matrix
+    elif stem.endswith("attn_qkv"):
+        rows = (
+            config.hidden_size
+            // config.num_attention_heads
+            * np.array([config.num_attention_heads, config.num_key_value_heads])
+        )
+        for part, matrix in zip("qkv", np.split(array, np.cumsum(rows)), strict=True):
+            yield f"{stem.removesuffix('qkv')}{part}.weight", matrix
+    else:
+        yield name, array
+
+
+def add_tensor(writer: gguf.GGUFWriter, name: str, array: np.ndarray, *, quantized: bool) -> None:
+    if quantized and array.ndim > 1 and not name.endswith("ffn_gate_inp.weight"):
+        writer.add_tensor(name, gguf.quants.quantize(array, _Q8_0), raw_dtype=_Q8_0)
+    else:
+        writer.add_tensor(name, array)
+
+
 def write_gguf(
-    path: Path, arch: Any, theirs: torch.nn.Module, *, quantized: bool = False, split_tensors: int = 0
+    path: Path,
+    arch: Any,
+    theirs: torch.nn.Module,
+    *,
+    quantized: bool = False,
+    split_tensors: int = 0,
+    old: bool = False,
 ) -> None:
     config: Any = theirs.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch], split_max_tensors=split_tensors)
@@ -290,11 +319,8 @@ def write_gguf(
     for name, array in converted(config, theirs.state_dict()):
         stored_as = names.get_name(name, (".weight", ".bias"))
         assert stored_as is not None, name
-        array = np.ascontiguousarray(array)
-        if quantized and array.ndim > 1 and not stored_as.endswith("ffn_gate_inp.weight"):
-            writer.add_tensor(stored_as, gguf.quants.quantize(array, _Q8_0), raw_dtype=_Q8_0)
-        else:
-            writer.add_tensor(stored_as, array)
+        for part, values in apart(config, stored_as, array) if old else [(stored_as, array)]:
+            add_tensor(writer, part, np.ascontiguousarray(values), quantized=quantized)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -311,13 +337,28 @@ def test_scores_are_those_of_transformers(case, make, prompt_ids, tmp_path):
     # The native runner keeps keys and values in 16 bits.
     for runner, rounding in (("reference", 1e-4), ("cpu", 0.03 * float(logits.std()))):
         settings: dict[str, Any] = {"device": "cpu", "cache": False, "context": 128, "threads": 1}
-        if runner == "cpu" and case in NOT_ON_THE_CPU_RUNNER:
-            with pytest.raises(IncompatibleModelError, match="no runner takes this"):
-                LLM(path, quant="none", runner=runner, **settings)
-            continue
         with LLM(path, quant="none", runner=runner, **settings) as llm:
             scored = torch.tensor(llm.score(prompt_ids).logprobs)
         torch.testing.assert_close(scored, expected, rtol=1e-3, atol=rounding)
+
+
+@pytest.mark.parametrize("case", ["phi3", "mixtral"])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_files_of_older_converters_are_the_same_model(case, quantized, make, prompt_ids, tmp_path):
+    """Projections that are not fused, experts that are not stacked."""
+    arch, config = CASES[case]
+    model, scores = make(config), []
+    for name in ("new", "old"):
+        path = tmp_path / f"{name}.gguf"
+        write_gguf(path, arch, model.theirs, quantized=quantized, old=name == "old")
+        with LLM(path, device="cpu", cache=False, context=128, threads=1, runner="reference") as llm:
+            scores.append(llm.score(prompt_ids).logprobs)
+    tensors = [
+        {tensor.name for tensor in gguf.GGUFReader(tmp_path / f"{name}.gguf").tensors}
+        for name in ("new", "old")
+    ]
+    assert tensors[0] != tensors[1]
+    assert scores[0] == scores[1]
 
 
 @pytest.mark.parametrize("case", ["llama", "phi3", "mixtral"])
