@@ -636,7 +636,17 @@ def test_a_storage_that_sends_something_else(fake_hub: FakeHub, tmp_path: Path):
     assert not list((tmp_path / "cache").rglob("model.safetensors"))
 
 
-ESCAPES = ["../../../../escaped", "/escaped", "..", "a/b", "..\\..\\escaped", "%2e%2e/escaped", "a\tb", " "]
+ESCAPES = [
+    "../../../escaped",
+    "../../../../escaped",
+    "/escaped",
+    "..",
+    "a/b",
+    "..\\..\\escaped",
+    "%2e%2e/escaped",
+    "a\tb",
+    " ",
+]
 
 
 @pytest.mark.parametrize("header", ["ETag", "X-Linked-ETag", "X-Repo-Commit"])
