@@ -17,10 +17,10 @@ _LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         "types errors settings version units",
-        "paths models.spec models.parameters",
+        "paths file_lock models.spec models.parameters",
         "models sources text devices dtypes",
         "quant",
-        "weights packing packed_cache packed_file file_lock",
+        "weights packing packed_cache packed_file",
         "runners.base runners",
         "load_plan plan_words plan validate engine",
         "backends",
@@ -43,7 +43,7 @@ _ONLY_IN = {
         "bench/transformers_child.py",
     ),
     "triton": ("runners/cuda/",),
-    "huggingface_hub": ("sources/hub.py",),
+    "huggingface_hub": ("sources/hub.py", "sources/hub_cache.py", "sources/hub_transfer.py"),
     "llguidance": ("text/grammar.py",),
     "transformers": ("bench/transformers_child.py",),
     "bitsandbytes": (),

@@ -36,7 +36,9 @@ class Settings:
     """How to load a model. Every field has a flag, an OCTAVO_ variable and an octavo.toml key of its name."""
 
     model: str | None = _option(
-        None, "Hub id, folder, .gguf file or name from octavo.toml [default: SmolLM2-135M-Instruct]."
+        None,
+        "Hub id, folder, .gguf file, either with :TAG (org/name:Q4_K_M), or name from octavo.toml "
+        "[default: SmolLM2-135M-Instruct].",
     )
     revision: str | None = _option(None, "Hub revision: branch, tag or commit.")
     quant: QuantName = _option("auto", "Weight format: auto is as stored if already quantized, else int8.")

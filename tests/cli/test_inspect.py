@@ -13,8 +13,8 @@ import pytest
 from octavo.errors import NotEnoughMemoryError
 from octavo.packed_cache import EntryFacts, PackedCache, cache_entries
 from octavo.paths import cache_root
-from octavo.sources import default, hub
-from octavo.sources.hub import CachedModel
+from octavo.sources import default, hub_cache
+from octavo.sources.hub_cache import CachedModel
 
 
 def pack(model: str, *, days_ago: float = 0.0, count_bytes: int = 1 << 20) -> None:
@@ -31,7 +31,12 @@ def pack(model: str, *, days_ago: float = 0.0, count_bytes: int = 1 << 20) -> No
 @pytest.fixture(autouse=True)
 def _own_caches(cli, monkeypatch, tmp_path):
     monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "cached_models", lambda: (CachedModel("org/cached", 5 << 20, ("0" * 40,), 0.0),))
+    monkeypatch.setattr(
+        hub_cache, "cached_models", lambda: (CachedModel("org/cached", 5 << 20, ("0" * 40,), 0.0),)
+    )
+    monkeypatch.setattr(
+        hub_cache, "cached_name", lambda name: name if name.partition(":")[0] == "org/cached" else None
+    )
 
 
 # --- plan ------------------------------------------------------------------------------------------------
@@ -119,11 +124,12 @@ def test_the_default_model_has_two_names(cli, name):
 
 def test_models_rm_takes_the_packed_weights_too(cli, monkeypatch):
     pack("org/cached")
+    pack("org/cached:name-Q4_1.gguf")
     pack("org/other")
     removed = []
-    monkeypatch.setattr(hub, "remove_cached", lambda name: removed.append(name) or 5 << 20)
+    monkeypatch.setattr(hub_cache, "remove_cached", lambda name: removed.append(name) or 5 << 20)
     done = cli("models", "rm", "org/cached")
-    assert (done.code, done.err) == (0, "removed org/cached: freed 6 MiB\n")
+    assert (done.code, done.err) == (0, "removed org/cached: freed 7 MiB\n")
     assert removed == ["org/cached"]
     assert [entry.model for entry in cache_entries(cache_root())] == ["org/other"]
 

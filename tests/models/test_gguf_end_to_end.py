@@ -38,7 +38,7 @@ from transformers import (
     StableLmConfig,
 )
 
-from octavo import LLM
+from octavo import LLM, SamplingParams
 
 _ARCH = gguf.MODEL_ARCH
 _SIZES: dict[str, Any] = {
@@ -259,9 +259,42 @@ def add_own_keys(writer: gguf.GGUFWriter, config: Any) -> None:
 _Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 
-def write_gguf(path: Path, arch: Any, theirs: torch.nn.Module, *, quantized: bool = False) -> None:
+def apart(config: Any, name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """What older files have instead of a fused or stacked tensor."""
+    stem = name.removesuffix(".weight")
+    if stem.endswith("_exps"):
+        for expert, matrix in enumerate(array):
+            yield f"{stem.removesuffix('_exps')}.{expert}.weight", matrix
+    elif stem.endswith("attn_qkv"):
+        rows = (
+            config.hidden_size
+            // config.num_attention_heads
+            * np.array([config.num_attention_heads, config.num_key_value_heads])
+        )
+        for part, matrix in zip("qkv", np.split(array, np.cumsum(rows)), strict=True):
+            yield f"{stem.removesuffix('qkv')}{part}.weight", matrix
+    else:
+        yield name, array
+
+
+def add_tensor(writer: gguf.GGUFWriter, name: str, array: np.ndarray, *, quantized: bool) -> None:
+    if quantized and array.ndim > 1 and not name.endswith("ffn_gate_inp.weight"):
+        writer.add_tensor(name, gguf.quants.quantize(array, _Q8_0), raw_dtype=_Q8_0)
+    else:
+        writer.add_tensor(name, array)
+
+
+def write_gguf(
+    path: Path,
+    arch: Any,
+    theirs: torch.nn.Module,
+    *,
+    quantized: bool = False,
+    split_tensors: int = 0,
+    old: bool = False,
+) -> None:
     config: Any = theirs.config
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch], split_max_tensors=split_tensors)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -286,11 +319,8 @@ def write_gguf(path: Path, arch: Any, theirs: torch.nn.Module, *, quantized: boo
     for name, array in converted(config, theirs.state_dict()):
         stored_as = names.get_name(name, (".weight", ".bias"))
         assert stored_as is not None, name
-        array = np.ascontiguousarray(array)
-        if quantized and array.ndim > 1 and not stored_as.endswith("ffn_gate_inp.weight"):
-            writer.add_tensor(stored_as, gguf.quants.quantize(array, _Q8_0), raw_dtype=_Q8_0)
-        else:
-            writer.add_tensor(stored_as, array)
+        for part, values in apart(config, stored_as, array) if old else [(stored_as, array)]:
+            add_tensor(writer, part, np.ascontiguousarray(values), quantized=quantized)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -312,6 +342,25 @@ def test_scores_are_those_of_transformers(case, make, prompt_ids, tmp_path):
         torch.testing.assert_close(scored, expected, rtol=1e-3, atol=rounding)
 
 
+@pytest.mark.parametrize("case", ["phi3", "mixtral"])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_files_of_older_converters_are_the_same_model(case, quantized, make, prompt_ids, tmp_path):
+    """Projections that are not fused, experts that are not stacked."""
+    arch, config = CASES[case]
+    model, scores = make(config), []
+    for name in ("new", "old"):
+        path = tmp_path / f"{name}.gguf"
+        write_gguf(path, arch, model.theirs, quantized=quantized, old=name == "old")
+        with LLM(path, device="cpu", cache=False, context=128, threads=1, runner="reference") as llm:
+            scores.append(llm.score(prompt_ids).logprobs)
+    tensors = [
+        {tensor.name for tensor in gguf.GGUFReader(tmp_path / f"{name}.gguf").tensors}
+        for name in ("new", "old")
+    ]
+    assert tensors[0] != tensors[1]
+    assert scores[0] == scores[1]
+
+
 @pytest.mark.parametrize("case", ["llama", "phi3", "mixtral"])
 def test_rows_of_quantized_tensors_keep_their_numbers(case, make, prompt_ids, tmp_path):
     """Permuted, fused and stacked rows of Q8_0, as stored: the scores of the dequantized weights."""
@@ -329,6 +378,22 @@ def test_rows_of_quantized_tensors_keep_their_numbers(case, make, prompt_ids, tm
         assert llm.info()["quant"].startswith("q8_0")
         scored = torch.tensor(llm.score(prompt_ids).logprobs)
     torch.testing.assert_close(scored, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("runner", ["reference", "cpu"])
+def test_a_split_model_computes_what_the_whole_file_does(runner, make, prompt_ids, tmp_path):
+    arch, config = CASES["llama3"]
+    model = make(config)
+    write_gguf(tmp_path / "whole.gguf", arch, model.theirs)
+    write_gguf(tmp_path / "split.gguf", arch, model.theirs, split_tensors=7)
+    greedy, scores, ids = SamplingParams(max_new_tokens=24, temperature=0, ignore_eos=True), [], []
+    for name in ("whole.gguf", "split-00001-of-00003.gguf"):
+        with LLM(tmp_path / name, quant="int8", device="cpu", runner=runner, context=256, threads=1) as llm:
+            scores.append(llm.score(prompt_ids).logprobs)
+            ids.append(llm.generate(prompt_ids, greedy).token_ids)
+    assert scores[0] == scores[1]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 24
 
 
 _LLAMA_NAMES = {

@@ -68,7 +68,10 @@ WriteGGUF = Callable[..., Path]
 
 @pytest.fixture
 def write_gguf(tmp_path: Path) -> WriteGGUF:
-    """Writes a tiny llama through the gguf package: metadata can be changed (None leaves a key out)."""
+    """Writes a tiny llama through the gguf package: metadata can be changed (None leaves a key out).
+
+    With `split_tensors`, parts of so many tensors each, of which the first is returned.
+    """
 
     def write(
         name: str = "tiny.gguf",
@@ -77,6 +80,7 @@ def write_gguf(tmp_path: Path) -> WriteGGUF:
         metadata: Mapping[str, Any] | None = None,
         tensors: Mapping[str, np.ndarray] | None = None,
         stored: Mapping[str, gguf.GGMLQuantizationType] | None = None,
+        split_tensors: int = 0,
     ) -> Path:
         entries: dict[str, Any] = {
             f"{architecture}.context_length": 128,
@@ -93,7 +97,7 @@ def write_gguf(tmp_path: Path) -> WriteGGUF:
         }
         entries |= metadata or {}
         path = tmp_path / name
-        writer = gguf.GGUFWriter(path, architecture)
+        writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split_tensors)
         for key, value in entries.items():
             add_entry(writer, key, value)
         contents = {"token_embd.weight": np.arange(40 * 64, dtype=np.float32).reshape(40, 64)}
@@ -108,7 +112,7 @@ def write_gguf(tmp_path: Path) -> WriteGGUF:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        return path
+        return path if not split_tensors else sorted(tmp_path.glob(f"{path.stem}-00001-of-*"))[0]
 
     return write
 

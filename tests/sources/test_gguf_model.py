@@ -1,4 +1,4 @@
-"""A GGUF file as a ModelSource: tokenizer, template, notices, fingerprint, split files."""
+"""A GGUF file as a ModelSource: tokenizer, template, notices, fingerprint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from octavo.errors import IncompatibleModelError, ModelFormatError
+from octavo.errors import ModelFormatError
 from octavo.models import build_model
 from octavo.sources.gguf_model import load_gguf
 
@@ -75,13 +75,6 @@ def test_a_vocabulary_alone_is_no_model(tmp_path: Path):
     writer.close()
     with pytest.raises(ModelFormatError, match="token_embd"):
         load_gguf(path, location="vocabulary")
-
-
-def test_a_part_of_a_split_model_is_refused_by_name_and_by_content(write_gguf):
-    with pytest.raises(IncompatibleModelError, match="one of 3 parts"):
-        load_gguf(write_gguf("model-00001-of-00003.gguf"), location="split")
-    with pytest.raises(IncompatibleModelError, match="one of 2 parts"):
-        load_gguf(write_gguf(metadata={"split.count": 2}), location="split")
 
 
 def test_fingerprint_changes_with_the_file_and_not_with_the_start(write_gguf):

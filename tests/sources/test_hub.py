@@ -8,11 +8,13 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +36,8 @@ from octavo.errors import (
     OctavoError,
     UnsafeFileError,
 )
-from octavo.sources import hub
+from octavo.sources import hub, hub_cache, hub_transfer
+from octavo.sources.gguf_names import parts_of
 from octavo.sources.resolve import resolve
 
 COMMIT, OLDER = "c" * 40, "b" * 40
@@ -53,6 +56,17 @@ class FakeHub:
     status: int | None = None
     stall_seconds: float = 0.0
     damaged: set[str] = field(default_factory=set)
+    cut: dict[str, int] = field(default_factory=dict)
+    """File -> how many more answers end after half of what was asked for."""
+    pause_seconds: float = 0.0
+    """Between the halves of a large file."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Of every file's answer, in place of the true ones."""
+    longer_by: int = 0
+    """Bytes that files have beyond what the list says."""
+    storage: FakeHub | None = None
+    """Another host, to which weights are redirected."""
+    sent_bytes: dict[str, int] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     tokens: set[str | None] = field(default_factory=set)
 
@@ -63,6 +77,11 @@ class FakeHub:
         return [
             request.partition("/resolve/")[2] for request in self.requests if request.startswith("GET /org")
         ]
+
+
+def is_large(name: str) -> bool:
+    """Whether the hub keeps a file by its SHA-256, in a storage of its own."""
+    return name.endswith((".safetensors", ".gguf", ".bin"))
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -109,7 +128,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         siblings = []
         for file, data in self.hub.repositories[name][commit].items():
             sibling = {"rfilename": file, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
-            if file.endswith((".safetensors", ".gguf", ".bin")):
+            if is_large(file):
                 sibling["lfs"] = {
                     "sha256": hashlib.sha256(data).hexdigest(),
                     "size": len(data),
@@ -128,11 +147,36 @@ class Handler(http.server.BaseHTTPRequestHandler):
         files = self.hub.repositories[name][commit]
         if file not in files:
             return self.fail(404, "EntryNotFound")
-        data = files[file]
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit}
+        data = files[file] + bytes(self.hub.longer_by)
+        headers = {"ETag": f'"{hashlib.sha256(files[file]).hexdigest()}"', "X-Repo-Commit": commit}
+        headers |= self.hub.headers
         if file in self.hub.damaged:
             data = bytes(len(data))
-        return self.answer(200, data, with_body, headers)
+        if self.hub.storage is not None and is_large(file):
+            place = {"Location": f"{self.hub.storage.url}{self.path}?{SECRET_QUERY}"}
+            linked = {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(data))}
+            return self.answer(302, b"", with_body, headers | place | linked)
+        status, asked = 200, self.headers.get("Range")
+        if asked is not None:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            status, data = 206, data[start:]
+        if not with_body or not is_large(file):
+            return self.answer(status, data, with_body, headers)
+        half = len(data) // 2
+        self.answer(status, data, False, headers)
+        self.send(file, data[:half])
+        time.sleep(self.hub.pause_seconds)
+        if self.hub.cut.get(file, 0):
+            self.hub.cut[file] -= 1
+            self.close_connection = True
+            return None
+        return self.send(file, data[half:])
+
+    def send(self, file: str, data: bytes) -> None:
+        self.wfile.write(data)
+        self.wfile.flush()
+        self.hub.sent_bytes[file] = self.hub.sent_bytes.get(file, 0) + len(data)
 
     def fail(self, status: int, code: str) -> None:
         self.answer(status, b"", self.command == "GET", {"X-Error-Code": code})
@@ -152,14 +196,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    fake = FakeHub()
+@contextmanager
+def served(fake: FakeHub) -> Iterator[None]:
     handler = type("Bound", (Handler,), {"hub": fake})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that hang up are meant to
     fake.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
+    yield
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    fake = FakeHub()
+    with served(fake):
+        point_at(fake, monkeypatch, tmp_path)
+        yield fake
+
+
+def point_at(fake: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     constants = huggingface_hub.constants  # read from HF_ENDPOINT and HF_HOME when the library is imported
     monkeypatch.setattr(constants, "ENDPOINT", fake.url)
     monkeypatch.setattr(
@@ -170,10 +229,6 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHu
     for name in ("TRANSFORMERS_CACHE", "HF_HUB_CACHE", "HF_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield fake
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 def closed(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,6 +509,207 @@ def test_a_file_that_arrives_damaged_is_not_kept(fake_hub: FakeHub):
     assert set(resolve("org/name").tensors) == {"a"}
 
 
+# --- transfers that end early, and hosts that are not what they say -----------------------------------------
+
+
+def parts_left(tmp_path: Path) -> list[int]:
+    return [path.stat().st_size for path in tmp_path.rglob("*.octavo-part")]
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_transfer, "_PAUSE_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_transfer_that_is_cut_goes_on_where_it_was(fake_hub: FakeHub, tmp_path: Path):
+    fake_hub.add("org/name", SINGLE)
+    fake_hub.cut["model.safetensors"] = 2
+    seen: list[int] = []
+    source = resolve("org/name", progress=lambda _, done, __: seen.append(done))
+    np.testing.assert_array_equal(source.tensors["a"].read(), np.arange(1000, dtype=np.float32))
+    assert fake_hub.sent_bytes["model.safetensors"] == len(WEIGHTS)  # none twice
+    assert seen == sorted(seen)
+    assert parts_left(tmp_path) == []
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_transfer_that_failed_is_gone_on_with_by_the_next_try(
+    fake_hub: FakeHub, monkeypatch, tmp_path: Path
+):
+    fake_hub.add("org/name", SINGLE)
+    monkeypatch.setattr(hub_transfer, "TIMEOUT_SECONDS", 0.3)
+    fake_hub.pause_seconds = 5.0
+    fake_hub.cut["model.safetensors"] = 1
+    real = hub_transfer._Transfer._append
+    monkeypatch.setattr(hub_transfer, "_TRIES", 1)
+
+    def then_no_more(self: object, start: int) -> bool:
+        if start:
+            raise TimeoutError("the network went away")
+        return bool(real(self, start))
+
+    monkeypatch.setattr(hub_transfer._Transfer, "_append", then_no_more)
+    raises(DownloadError)
+    assert parts_left(tmp_path) == [len(WEIGHTS) // 2]
+    monkeypatch.setattr(hub_transfer._Transfer, "_append", real)
+    fake_hub.pause_seconds = 0.0
+    fake_hub.cut.clear()
+    needed = len(WEIGHTS) - len(WEIGHTS) // 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))  # for the rest only
+    assert set(resolve("org/name").tensors) == {"a"}
+    assert fake_hub.sent_bytes["model.safetensors"] == len(WEIGHTS)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_part_that_is_damaged_is_found_and_fetched_anew(fake_hub: FakeHub, tmp_path: Path):
+    fake_hub.add("org/name", SINGLE)
+    sha256 = hashlib.sha256(WEIGHTS).hexdigest()
+    part = hub_transfer.part_path("org/name", sha256)
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * 100)
+    raises(DownloadError, "model.safetensors", "SHA-256")
+    assert not part.exists()
+    part.write_bytes(b"x" * (len(WEIGHTS) + 1))
+    assert set(resolve("org/name").tensors) == {"a"}
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_transfer_that_stalls_ends_at_a_deadline(fake_hub: FakeHub, monkeypatch):
+    fake_hub.add("org/name", SINGLE)
+    monkeypatch.setattr(hub_transfer, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(hub_transfer, "_TRIES", 2)
+    fake_hub.pause_seconds = 3.0
+    start = time.monotonic()
+    raises(DownloadError, "no answer")
+    assert time.monotonic() - start < 15
+
+
+def test_a_download_in_a_killed_process_is_gone_on_with(fake_hub: FakeHub, monkeypatch, tmp_path: Path):
+    fake_hub.add("org/name", SINGLE)
+    fake_hub.pause_seconds = 30.0
+    environment = {**os.environ, "HF_ENDPOINT": fake_hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    child = subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while parts_left(tmp_path) != [len(WEIGHTS) // 2]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert not list((tmp_path / "cache").rglob("model.safetensors"))
+    fake_hub.pause_seconds = 0.0
+    assert set(resolve("org/name").tensors) == {"a"}
+    assert fake_hub.sent_bytes["model.safetensors"] == len(WEIGHTS)
+    assert parts_left(tmp_path) == []
+
+
+def test_another_host_never_sees_the_token(fake_hub: FakeHub):
+    """Weights lie in a storage that the hub redirects to: another port is another host."""
+    fake_hub.add("org/name", SINGLE)
+    with served(storage := FakeHub()):
+        storage.add("org/name", SINGLE)
+        fake_hub.storage = storage
+        assert set(resolve("org/name").tensors) == {"a"}
+    assert fake_hub.tokens == {f"Bearer {TOKEN}"}
+    assert [request.partition(" ")[0] for request in storage.requests] == ["GET"]
+    assert storage.tokens == {None}
+
+
+def test_a_chain_of_hosts_never_sees_the_token(fake_hub: FakeHub):
+    fake_hub.add("org/name", SINGLE)
+    with served(first := FakeHub()), served(second := FakeHub()):
+        for storage in (first, second):
+            storage.add("org/name", SINGLE)
+        fake_hub.storage, first.storage = first, second
+        assert set(resolve("org/name").tensors) == {"a"}
+    assert first.tokens == second.tokens == {None}
+
+
+def test_a_storage_that_sends_something_else(fake_hub: FakeHub, tmp_path: Path):
+    fake_hub.add("org/name", SINGLE)
+    with served(storage := FakeHub(damaged={"model.safetensors"})):
+        storage.add("org/name", SINGLE)
+        fake_hub.storage = storage
+        raises(DownloadError, "SHA-256")
+    assert not list((tmp_path / "cache").rglob("model.safetensors"))
+
+
+ESCAPES = [
+    "../../../escaped",
+    "../../../../escaped",
+    "/escaped",
+    "..",
+    "a/b",
+    "..\\..\\escaped",
+    "%2e%2e/escaped",
+    "a\tb",
+    " ",
+]
+
+
+@pytest.mark.parametrize("header", ["ETag", "X-Linked-ETag", "X-Repo-Commit"])
+@pytest.mark.parametrize("value", ESCAPES)
+def test_an_answer_that_leads_out_of_the_cache(fake_hub: FakeHub, tmp_path: Path, header: str, value: str):
+    fake_hub.add("org/name", SINGLE)
+    fake_hub.headers = {header: value}
+    with pytest.raises((UnsafeFileError, DownloadError)):
+        resolve("org/name")
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+    written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert not any("escaped" in name for name in written)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_missing_file_that_leads_out_of_the_cache(fake_hub: FakeHub, tmp_path: Path, monkeypatch):
+    fake_hub.add("org/name", SINGLE)
+
+    def lost(self: Handler, name: str, revision: str, file: str, with_body: bool) -> None:
+        headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": "../../../escaped"}
+        self.answer(404, b"", with_body, headers)
+
+    monkeypatch.setattr(Handler, "file", lost)
+    raises(UnsafeFileError, "X-Repo-Commit")
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../escaped.gguf", "/escaped.gguf", "a/../../../../escaped.gguf", "..\\escaped.gguf"]
+)
+def test_a_list_that_leads_out_of_the_cache(fake_hub: FakeHub, write_gguf, tmp_path: Path, name: str):
+    """The tag stands in the hostile name alone."""
+    data = write_gguf("kept.gguf").read_bytes()
+    (tmp_path / "kept.gguf").unlink()
+    hostile = name.replace("escaped", "escaped-Q4_0")
+    fake_hub.add("org/name", {hostile: data, "name-Q8_0.gguf": data})
+    for model in ("org/name:Q4_0", f"org/name:{hostile}"):
+        with pytest.raises(OctavoError):
+            resolve(model)
+    assert fake_hub.downloads() == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("by", [1, 4 << 20])
+def test_files_longer_than_the_list_says(fake_hub: FakeHub, tmp_path: Path, by: int):
+    fake_hub.add("org/name", SINGLE)
+    fake_hub.longer_by = by
+    raises(DownloadError)
+    assert (
+        sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < len(WEIGHTS) + 2000 + by
+    )
+    assert not list(tmp_path.rglob("model.safetensors"))
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_file_that_always_ends_early(fake_hub: FakeHub, tmp_path: Path):
+    fake_hub.add("org/name", SINGLE)
+    fake_hub.cut["model.safetensors"] = 1000
+    raises(DownloadError, "no answer")
+    assert not list(tmp_path.rglob("model.safetensors"))
+
+
 # --- GGUF -----------------------------------------------------------------------------------------------
 
 
@@ -478,7 +734,7 @@ def test_a_named_gguf_file(gguf_repository: FakeHub, name: str):
     assert source.location == f"org/name:{name}"
     assert source.revision == COMMIT
     assert source.naming == "gguf"
-    assert gguf_repository.downloads() == [f"main/{name}"]
+    assert gguf_repository.downloads() == [f"{COMMIT}/{name}"]
     assert resolve(f"org/name:{name}", offline=True).fingerprint == source.fingerprint
 
 
@@ -487,9 +743,90 @@ def test_a_gguf_file_that_is_not_there(gguf_repository: FakeHub):
     assert "name-Q4_1.gguf" in error.remedy
 
 
-def test_a_part_of_a_split_gguf_is_refused_before_it_is_downloaded(gguf_repository: FakeHub):
-    raises(IncompatibleModelError, "2 parts", model="org/name:split-00001-of-00002.gguf")
+@pytest.mark.parametrize(
+    ("tag", "file"), [("Q8_0", "name-Q8_0.gguf"), ("q4_1", "name-Q4_1.gguf"), ("F16", "sub/name-F16.gguf")]
+)
+def test_a_tag_names_a_gguf_file(gguf_repository: FakeHub, tag: str, file: str):
+    source = resolve(f"org/name:{tag}")
+    assert source.location == f"org/name:{file}"
+    assert gguf_repository.downloads() == [f"{COMMIT}/{file}"]
+    assert resolve(f"org/name:{tag}", offline=True).fingerprint == source.fingerprint
+    assert resolve(f"org/name:{file}", offline=True).fingerprint == source.fingerprint
+
+
+@pytest.mark.parametrize("tag", ["Q2_K", "Q4", "0"])
+def test_a_tag_that_is_not_there(gguf_repository: FakeHub, tag: str):
+    error = raises(ModelNotFoundError, f"no GGUF model tagged {tag}", model=f"org/name:{tag}")
+    for name in ("name-Q8_0.gguf (", "name-Q4_1.gguf (", "sub/name-F16.gguf ("):
+        assert name in error.remedy
     assert gguf_repository.downloads() == []
+
+
+def test_a_listing_says_how_to_name_one(gguf_repository: FakeHub):
+    error = raises(ModelNotFoundError, "4 GGUF models")
+    assert "-m org/name:name-Q4_1.gguf" in error.remedy
+    assert "-m org/name:Q4_1" in error.remedy
+
+
+def test_a_repository_with_one_gguf_model(fake_hub: FakeHub, write_gguf):
+    fake_hub.add("org/name", {"name-Q8_0.gguf": write_gguf().read_bytes(), "mmproj-F16.gguf": b"x"})
+    source = resolve("org/name")
+    assert source.location == "org/name:name-Q8_0.gguf"
+    assert resolve("org/name", offline=True).fingerprint == source.fingerprint
+
+
+def test_a_gguf_file_beside_safetensors_has_to_be_named(fake_hub: FakeHub, write_gguf):
+    fake_hub.add("org/name", SINGLE | {"name-Q8_0.gguf": write_gguf().read_bytes()})
+    assert resolve("org/name").naming == "huggingface"
+    assert resolve("org/name:Q8_0").naming == "gguf"
+    assert resolve("org/name", offline=True).naming == "huggingface"
+
+
+@pytest.fixture
+def split_repository(fake_hub: FakeHub, write_gguf) -> FakeHub:
+    first = write_gguf(
+        "name-F32.gguf",
+        tensors={f"blk.{i}.attn_norm.weight": np.full(64, i, np.float32) for i in range(4)},
+        split_tensors=2,
+    )
+    parts = {f"F32/{name}": first.with_name(name).read_bytes() for name in parts_of(first.name)}
+    fake_hub.add("org/name", parts | {"name-Q8_0.gguf": b"another"})
+    return fake_hub
+
+
+@pytest.mark.parametrize("named", ["F32", "F32/name-F32-00002-of-00003.gguf"])
+def test_all_parts_of_a_split_gguf_are_fetched(split_repository: FakeHub, named: str):
+    seen: list[tuple[str, int, int | None]] = []
+    source = resolve(f"org/name:{named}", progress=lambda *facts: seen.append(facts))
+    assert source.location == "org/name:F32/name-F32-00001-of-00003.gguf"
+    assert len(source.tensors) == 5
+    assert [request.rpartition("/")[2] for request in split_repository.downloads()] == [
+        f"name-F32-0000{i}-of-00003.gguf" for i in (1, 2, 3)
+    ]
+    total = sum(
+        len(data) for name, data in split_repository.repositories["org/name"][COMMIT].items() if "F32" in name
+    )
+    assert seen[-1] == ("downloading", total, total)
+    done = [bytes_ for _, bytes_, _ in seen]
+    assert done == sorted(done)
+    assert resolve(f"org/name:{named}", offline=True).fingerprint == source.fingerprint
+
+
+def test_a_split_gguf_that_is_not_all_there(split_repository: FakeHub, tmp_path: Path):
+    resolve("org/name:F32")
+    (part,) = (tmp_path / "cache").rglob("name-F32-00002-of-00003.gguf")
+    part.unlink()
+    raises(DownloadError, "not all of it", model="org/name:F32", offline=True)
+    del split_repository.repositories["org/name"][COMMIT]["F32/name-F32-00002-of-00003.gguf"]
+    raises(ModelNotFoundError, "lacks 1 of the 3 parts", "00002-of-00003", model="org/name:F32")
+
+
+def test_the_disk_is_checked_for_all_parts(split_repository: FakeHub, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    error = raises(NotEnoughDiskError, model="org/name:F32")
+    files = split_repository.repositories["org/name"][COMMIT]
+    assert error.needed_bytes == sum(len(data) for name, data in files.items() if "F32" in name)
+    assert split_repository.downloads() == []
 
 
 def test_a_gguf_file_outside_the_repository(gguf_repository: FakeHub):
@@ -501,20 +838,39 @@ def test_a_gguf_file_outside_the_repository(gguf_repository: FakeHub):
 
 
 def test_cached_models_are_listed_and_removed(fake_hub: FakeHub, tmp_path: Path):
-    assert hub.cached_models() == ()
+    assert hub_cache.cached_models() == ()
     fake_hub.add("org/name", SINGLE)
     fake_hub.add("org/other", SHARDED)
     resolve("org/name")
     resolve("org/other")
-    first, second = hub.cached_models()
+    first, second = hub_cache.cached_models()
     assert (first.name, second.name) == ("org/name", "org/other")
     assert first.commits == (COMMIT,)
     assert first.size_bytes >= len(WEIGHTS)
-    assert hub.remove_cached("org/name") == first.size_bytes
-    assert [model.name for model in hub.cached_models()] == ["org/other"]
+    assert hub_cache.remove_cached("org/name") == first.size_bytes
+    assert [model.name for model in hub_cache.cached_models()] == ["org/other"]
     raises(DownloadError, offline=True)
     with pytest.raises(ModelNotFoundError, match="org/name"):
-        hub.remove_cached("org/name")
+        hub_cache.remove_cached("org/name")
+
+
+def test_one_gguf_model_of_several_is_removed(fake_hub: FakeHub, write_gguf):
+    data = {name: write_gguf(metadata={"general.name": name}).read_bytes() for name in ("Q8_0", "Q4_1")}
+    files = {f"name-{tag}.gguf": content for tag, content in data.items()}
+    fake_hub.add("org/name", files | {"again/name-BF16.gguf": data["Q8_0"]})
+    for tag in ("Q8_0", "Q4_1", "BF16"):
+        resolve(f"org/name:{tag}")
+    assert hub_cache.cached_name("org/name:q4_1") == "org/name:name-Q4_1.gguf"
+    assert hub_cache.cached_name("org/name") == "org/name"
+    assert hub_cache.cached_name("org/other:Q4_1") is None
+    assert hub_cache.remove_cached("org/name:Q4_1") == len(data["Q4_1"])
+    raises(DownloadError, model="org/name:Q4_1", offline=True)
+    assert hub_cache.remove_cached("org/name:Q8_0") == 0  # the other name still needs its bytes
+    resolve("org/name:BF16", offline=True)
+    with pytest.raises(ModelNotFoundError, match="no GGUF model tagged Q4_1"):
+        hub_cache.remove_cached("org/name:Q4_1")
+    assert hub_cache.remove_cached("org/name:BF16") >= len(data["Q8_0"])
+    assert hub_cache.cached_models() == ()
 
 
 def test_transformers_cache_is_used_where_only_that_is_set(fake_hub: FakeHub, monkeypatch, tmp_path: Path):

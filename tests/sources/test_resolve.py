@@ -70,7 +70,78 @@ def test_a_folder_with_several_gguf_files(write_gguf, tmp_path: Path):
     write_gguf("b.gguf")
     with pytest.raises(ModelNotFoundError, match=r"a\.gguf, b\.gguf") as caught:
         resolve(str(tmp_path))
-    assert str(tmp_path / "a.gguf") in caught.value.remedy
+    assert f"-m {tmp_path}:a.gguf" in caught.value.remedy
+    assert resolve(f"{tmp_path}:a.gguf").location == str(tmp_path / "a.gguf")
+
+
+@pytest.fixture
+def variants(write_gguf, tmp_path: Path) -> Path:
+    """A folder of one model in many formats, as they are called in the wild."""
+    source = write_gguf("source.gguf").rename(tmp_path / "source")
+    folder = tmp_path / "variants"
+    for name in (
+        "name-Q4_K_M.gguf",
+        "name-Q4_K_S.gguf",
+        "name.q8_0.gguf",
+        "name-IQ4_XS.gguf",
+        "mmproj-name-F16.gguf",
+        "sub/name-BF16.gguf",
+        "Q2_K/name.gguf",
+        "Q5_0/other-Q6_K.gguf",
+        "twice-F32.gguf",
+        "sub/twice-f32.gguf",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(source.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("tag", "file"),
+    [
+        ("Q4_K_M", "name-Q4_K_M.gguf"),
+        ("q4_k_m", "name-Q4_K_M.gguf"),
+        ("Q4_K_S", "name-Q4_K_S.gguf"),
+        ("Q8_0", "name.q8_0.gguf"),
+        ("IQ4_XS", "name-IQ4_XS.gguf"),
+        ("BF16", "sub/name-BF16.gguf"),
+        ("Q2_K", "Q2_K/name.gguf"),
+        ("Q6_K", "Q5_0/other-Q6_K.gguf"),
+        ("name-Q4_K_M", "name-Q4_K_M.gguf"),
+        ("sub/name-BF16.gguf", "sub/name-BF16.gguf"),
+    ],
+)
+def test_a_tag_names_a_gguf_file_of_a_folder(variants: Path, tag: str, file: str):
+    assert resolve(f"{variants}:{tag}").location == str(variants / file)
+
+
+@pytest.mark.parametrize("tag", ["Q3_K", "K_M", "4_K_M", "M", "Q4_K", "F16", "Q4_K_M.ggu", ".*", "none.gguf"])
+def test_a_tag_that_names_nothing(variants: Path, tag: str):
+    with pytest.raises(ModelNotFoundError, match=r"no (GGUF model tagged|file)") as caught:
+        resolve(f"{variants}:{tag}")
+    assert tag in caught.value.message
+    assert "name-Q4_K_M.gguf" in caught.value.remedy
+    assert "sub/name-BF16.gguf" in caught.value.remedy
+    assert "mmproj" not in caught.value.remedy
+
+
+def test_a_tag_that_names_two(variants: Path):
+    with pytest.raises(ModelNotFoundError, match=r"2 GGUF models that F32 may mean.*sub/twice-f32\.gguf"):
+        resolve(f"{variants}:F32")
+
+
+def test_a_tag_of_a_folder_without_gguf_files(make_checkpoint):
+    with pytest.raises(ModelNotFoundError, match="no GGUF files"):
+        resolve(f"{make_checkpoint()}:Q4_0")
+
+
+def test_a_tag_may_not_lead_out_of_the_folder(variants: Path, write_gguf):
+    outside = write_gguf("outside.gguf")
+    (variants / "name-Q5_1.gguf").symlink_to(outside)
+    with pytest.raises(UnsafeFileError, match="leads out"):
+        resolve(f"{variants}:Q5_1")
+    with pytest.raises(ModelNotFoundError):
+        resolve(f"{variants}:../outside.gguf")
 
 
 def test_a_gguf_file_of_a_folder_may_not_link_out_of_it(write_gguf, tmp_path: Path):

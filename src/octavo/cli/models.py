@@ -26,7 +26,10 @@ app = typer.Typer(help="List, pull, show and remove models.", rich_markup_mode=N
 _DEFAULT = "default"
 _Name = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="Hub id, name from octavo.toml, or default (the default model)."),
+    typer.Argument(
+        metavar="MODEL",
+        help="Hub id (org/name, org/name:Q4_K_M), name from octavo.toml, or default (the default model).",
+    ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -39,7 +42,7 @@ def list_(*, json: _Json = False, said: Given) -> None:
     They are the default one and those in the hub's cache.
     """
     from octavo.sources import default
-    from octavo.sources.hub import cached_models
+    from octavo.sources.hub_cache import cached_models
     from octavo.units import readable_bytes
 
     settings = read_configuration(said).resolve().settings
@@ -121,16 +124,22 @@ def remove(name: _Name, *, said: Given) -> None:
     from octavo.packed_cache import PackedCache, cache_entries
     from octavo.paths import cache_root
     from octavo.sources import default
-    from octavo.sources.hub import cached_models, remove_cached
+    from octavo.sources.hub_cache import cached_name, remove_cached
     from octavo.units import readable_bytes
 
     settings = read_configuration(with_model(said, name)).resolve().settings
     root = cache_root(settings.cache_dir)
     model = default.NAME if settings.model in (None, _DEFAULT) else str(settings.model)
+    in_hub = cached_name(model)
+    model = in_hub or model
     fetched = default.locate(settings.cache_dir) if model == default.NAME else None
-    packed = [entry for entry in cache_entries(root) if entry.model == kept_name(model)]
-    in_hub = any(each.name == model for each in cached_models())
-    if fetched is None and not packed and not in_hub:
+    kept = kept_name(model)
+    packed = [
+        entry
+        for entry in cache_entries(root)
+        if entry.model == kept or (in_hub and entry.model.startswith(f"{model}:"))  # a GGUF file of it
+    ]
+    if fetched is None and not packed and in_hub is None:
         raise ModelNotFoundError(
             f"nothing of {model} is kept on this machine", remedy="See what is there: octavo models list"
         )
@@ -141,8 +150,8 @@ def remove(name: _Name, *, said: Given) -> None:
     if fetched is not None:
         freed_bytes += fetched.stat().st_size
         fetched.unlink()
-    if in_hub:
-        freed_bytes += remove_cached(str(model))
+    if in_hub is not None:
+        freed_bytes += remove_cached(in_hub)
     note(f"removed {model}: freed {readable_bytes(freed_bytes)}")
 
 

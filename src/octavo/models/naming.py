@@ -80,6 +80,12 @@ _STACKED_EXPERTS = {
     "ffn.experts.down": "mlp.experts.down_proj",
 }
 """What transformers 5 calls them in memory: one tensor [experts, N, K] for all. Checkpoints may have either."""
+_GGUF_EXPERTS = {
+    "ffn.experts.gate": "ffn_gate.{}.weight",
+    "ffn.experts.up": "ffn_up.{}.weight",
+    "ffn.experts.down": "ffn_down.{}.weight",
+}
+"""In the first Mixtral files: one tensor an expert."""
 _GGUF = {
     "embedding": "token_embd",
     "final_norm": "output_norm",
@@ -126,11 +132,17 @@ class _Lister:
         self.spec = spec
         self.tensors = tensors
         self.gguf = naming == "gguf"
-        self.names = {**_GGUF, **names.gguf} if self.gguf else {**_HUGGINGFACE, **names.huggingface}
+        self.names = self.gguf_names(names.gguf) if self.gguf else {**_HUGGINGFACE, **names.huggingface}
         self.norms = names.gguf_norms if self.gguf else names.huggingface_norms
         self.permutes_qk = names.adjacent_rotary_pairs or (self.gguf and names.gguf_permutes_qk)
         self.adds_offset = self.gguf and names.gguf_adds_norm_offset
         self.root, self.head = ("", "output") if self.gguf else self.choose_root(names.huggingface_roots)
+
+    def gguf_names(self, family: Mapping[str, str]) -> dict[str, str]:
+        """Older files have apart what newer ones fuse: a projection that is there by its usual name is that one."""
+        first = _GGUF["layer"].format(0)
+        usual = {part for part in family if f"{first}{_GGUF[part]}.weight" in self.tensors}
+        return {**_GGUF, **{part: name for part, name in family.items() if part not in usual}}
 
     def choose_root(self, roots: Sequence[tuple[str, str]]) -> tuple[str, str]:
         embedding = f"{self.names['embedding']}.weight"
@@ -190,6 +202,8 @@ class _Lister:
         hidden, names = self.spec.hidden_size, self.names
         if not self.gguf and theirs + _STACKED_EXPERTS["ffn.experts.down"] in self.tensors:
             names = names | _STACKED_EXPERTS
+        elif self.gguf and theirs + _GGUF_EXPERTS["ffn.experts.gate"].format(0) in self.tensors:
+            names = names | _GGUF_EXPERTS
         source = f"{theirs}{names['ffn.router']}.weight"
         yield Parameter(f"{ours}ffn.router.weight", (ffn.experts, hidden), "router", source)
         shapes = {"gate": (ffn.hidden_size, hidden), "up": (ffn.hidden_size, hidden)}

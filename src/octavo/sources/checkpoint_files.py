@@ -12,6 +12,7 @@ from typing import Any
 
 from octavo.errors import IncompatibleModelError, ModelFormatError, UnsafeFileError
 from octavo.sources.files import FETCH_AGAIN
+from octavo.sources.listing import listed
 
 CONFIG = "config.json"
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
@@ -96,16 +97,3 @@ def shard_names(index: Mapping[str, Any], name: str) -> dict[str, list[str]]:
 def is_plain(name: str) -> bool:
     """A file name without a folder, a drive, or anything a shell or file system treats specially."""
     return _PLAIN_NAME.fullmatch(name) is not None
-
-
-def gguf_names(names: Collection[str]) -> list[str]:
-    """The GGUF files with a language model among `names`; vision projectors are left out."""
-    found = (name for name in names if name.lower().endswith(".gguf"))
-    return sorted(name for name in found if not name.rpartition("/")[2].lower().startswith("mmproj"))
-
-
-def listed(names: Collection[str], most: int = 8) -> str:
-    """Names for a message: without control characters, and not more of them than a person reads."""
-    shown = [name[:80] if name.isprintable() else repr(name)[:80] for name in list(names)[:most]]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

@@ -1,37 +1,37 @@
-"""A GGUF file as a `ModelSource`: its config, tokenizer, chat template and tensors, all from one file."""
+"""A GGUF file, or a split one's parts, as a `ModelSource`: config, tokenizer, chat template and tensors."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from octavo.errors import IncompatibleModelError
 from octavo.sources.fingerprint import fingerprint, local_identity
-from octavo.sources.gguf import GGUFFile, read_gguf
+from octavo.sources.gguf import GGUFFile
 from octavo.sources.gguf_config import config_from_gguf, generation_config_from_gguf
 from octavo.sources.gguf_rope import ROPE_FACTORS
+from octavo.sources.gguf_split import joined, read_parts
 from octavo.types import ModelSource, TokenizerSource
 
-_SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
 _CHAT_TEMPLATE = "tokenizer.chat_template"
 
 
 def load_gguf(
-    path: Path, *, location: str, revision: str | None = None, identity: str | None = None
+    path: Path,
+    *,
+    location: str,
+    others: Sequence[Path] = (),
+    revision: str | None = None,
+    identity: str | None = None,
 ) -> ModelSource:
-    """The model in the GGUF file at `path`.
+    """The model in the GGUF file at `path`, and in the `others` that follow where it is split.
 
-    `identity` says which weights these are (see fingerprint.py); None takes the local file's. Raises
-    ModelFormatError for a damaged file, UnsupportedConfigError for a model we cannot compute, and
-    IncompatibleModelError for a part of a split model.
+    `identity` says which weights these are (see fingerprint.py); None takes the local files'. Raises
+    ModelFormatError for damaged files and parts that do not belong together, and UnsupportedConfigError for a
+    model we cannot compute.
     """
-    refuse_split(path.name)
-    gguf = read_gguf(path)
-    parts = gguf.metadata.get("split.count", 0)
-    if isinstance(parts, int) and parts > 1:
-        raise _split_error(path.name, parts)
+    parts = read_parts((path, *others))
+    gguf = joined(parts)
     config = config_from_gguf(gguf)
     # The rope factors are no parameter: the config has taken them in.
     tensors = {name: tensor for name, tensor in gguf.tensors.items() if name not in ROPE_FACTORS}
@@ -46,22 +46,10 @@ def load_gguf(
         chat_template=template if isinstance(template, str) and template else None,
         tensors=tensors,
         fingerprint=fingerprint(
-            {"model.gguf": identity or local_identity(gguf.file.status)}, {"header": gguf.header}
+            {"model.gguf": identity or " ".join(local_identity(part.file.status) for part in parts)},
+            {f"header {number}" if number else "header": part.header for number, part in enumerate(parts)},
         ),
         quantized_as=_quantized_as(gguf),
-    )
-
-
-def refuse_split(name: str) -> None:
-    """Raise IncompatibleModelError if a file's name says that it is a part of a split model."""
-    if match := _SPLIT.search(name):
-        raise _split_error(name, int(match[1]))
-
-
-def _split_error(name: str, parts: int) -> IncompatibleModelError:
-    return IncompatibleModelError(
-        f"{name} is one of {parts} parts of a split GGUF model, which cannot be read",
-        remedy="Merge them with llama.cpp: llama-gguf-split --merge FIRST-PART.gguf MERGED.gguf",
     )
 
 

@@ -1,20 +1,18 @@
-"""The Hugging Face hub, through huggingface_hub's public functions (1.5 to 2.x): the only file that knows it.
+"""The Hugging Face hub, through huggingface_hub's public functions (1.5 to 2.x).
 
 A revision is pinned to its commit, only the files that are read are fetched, and every failure becomes one
-of our errors without the library's text, which may hold signed addresses. Where a snapshot lies on disk is
-the library's business (HF_HOME, HF_HUB_CACHE), as is the token (HF_TOKEN).
+of our errors without the library's text, which may hold signed addresses. What was downloaded before
+is hub_cache.py's. The token is the library's business (HF_TOKEN).
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import logging
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,18 +24,22 @@ from octavo.errors import (
     ModelNotFoundError,
     NotEnoughDiskError,
     OctavoError,
+    UnsafeFileError,
 )
 from octavo.sources import checkpoint_files as files
 from octavo.sources.disk import is_full, not_enough_space
 from octavo.sources.documents import MAX_DOCUMENT_BYTES, parse_object
 from octavo.sources.files import read_bounded
-from octavo.sources.gguf_model import refuse_split
+from octavo.sources.gguf_names import choose_gguf, gguf_names, parts_of
+from octavo.sources.hub_cache import cache_folder, quiet
+from octavo.sources.hub_transfer import bring_blob, guarded, part_path
 from octavo.types import Progress
 from octavo.units import readable_bytes
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CACHE_SETTING = "HF_HOME"
 _TIMEOUT_SECONDS = 20.0
+_SLACK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +48,9 @@ class Snapshot:
 
     path: Path
     commit: str
+    gguf: tuple[str, ...] = ()
+    """The files of the GGUF model in it that is meant, the first part first; () for safetensors."""
     notices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class CachedModel:
-    """A repository that was downloaded, by whatever program."""
-
-    name: str
-    size_bytes: int
-    """On disk, of all its revisions."""
-    commits: tuple[str, ...]
-    last_used: float
-    """Seconds since the epoch."""
 
 
 def fetch(
@@ -69,8 +61,9 @@ def fetch(
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Snapshot:
-    """The files of `repository` ("org/name"): config, tokenizer and safetensors, or the one file `gguf`.
+    """The files of `repository` ("org/name"): config, tokenizer and safetensors, or one GGUF model.
 
+    `gguf` says which, by a file or a tag, where there are several or safetensors as well (see gguf_names.py).
     Without a network, and where the hub fails, what was downloaded before is used if it is complete.
     Raises ModelNotFoundError (no such repository, revision or file), GatedModelError, DownloadError,
     NotEnoughDiskError, and as `choose_weights`.
@@ -78,14 +71,15 @@ def fetch(
     import huggingface_hub
 
     wanted = _Wanted(repository, gguf, revision or "main")
-    with _quiet():
+    with quiet():
         if offline or huggingface_hub.is_offline_mode():
             return _cached(wanted) or _fail_offline(wanted)
         if _COMMIT.fullmatch(wanted.revision) and (snapshot := _cached(wanted)):
             return snapshot  # a commit never changes, so there is nothing to ask
         download = _Download(wanted, progress)
         try:
-            return download.run()
+            with guarded():
+                return download.run()
         except OctavoError:
             raise
         except Exception as error:  # the HTTP client's classes differ between versions of the library
@@ -97,51 +91,6 @@ def fetch(
                 raise failure from error
             notice = f"{failure.message}: using commit {snapshot.commit[:12]}, downloaded before"
             return replace(snapshot, notices=(notice,))
-
-
-def cached_models() -> tuple[CachedModel, ...]:
-    """The models in the hub's cache, by name."""
-    cache = _scan()
-    models = [repository for repository in cache.repos if repository.repo_type == "model"] if cache else []
-    return tuple(
-        CachedModel(
-            repository.repo_id,
-            repository.size_on_disk,
-            tuple(sorted(revision.commit_hash for revision in repository.revisions)),
-            repository.last_accessed,
-        )
-        for repository in sorted(models, key=lambda repository: repository.repo_id)
-    )
-
-
-def remove_cached(name: str) -> int:
-    """Delete all revisions of a model from the hub's cache; returns the bytes freed.
-
-    Raises ModelNotFoundError where it is not there.
-    """
-    cache = _scan()
-    for repository in cache.repos if cache else ():
-        if repository.repo_type == "model" and repository.repo_id == name:
-            # The library deletes by commit alone, and forks share commits: it may see only this repository.
-            only = replace(cache, repos=frozenset({repository}))
-            strategy = only.delete_revisions(*(revision.commit_hash for revision in repository.revisions))
-            with _quiet():
-                strategy.execute()
-            return int(strategy.expected_freed_size)
-    raise ModelNotFoundError(
-        f"{name} is not in the hub's cache", remedy="See what is there: octavo models list"
-    )
-
-
-def _scan() -> Any:
-    """huggingface_hub's HFCacheInfo, None where there is no cache."""
-    import huggingface_hub
-
-    with _quiet():
-        try:
-            return huggingface_hub.scan_cache_dir(_cache_folder())
-        except huggingface_hub.CacheNotFound:
-            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,26 +111,48 @@ class _Download:
         self._progress = progress
         self._done_bytes = 0
         self._total_bytes = 0
+        self._begun_bytes = 0
+        """Of an earlier try, which is gone on with."""
 
     def run(self) -> Snapshot:
         wanted = self._wanted
         sizes, commit, hashes = self._listing(wanted.revision)
-        if wanted.gguf is None:
-            self._refuse_unreadable(sizes)
-            first = files.CONFIG
+        parts = self._gguf(sizes)
+        if parts:
+            self._require_space({part: sizes[part] for part in parts}, commit, hashes)
         else:
-            refuse_split(wanted.gguf)
-            if wanted.gguf not in sizes:
-                self._fail_without(wanted.gguf, sizes)
-            first = wanted.gguf
-            self._require_space({first: sizes[first]}, commit)
+            self._refuse_unreadable(sizes)
         # By its name and not by commit, so that the library remembers what the name stood for, for offline starts.
-        folder = self._file(first, commit, hashes, revision=wanted.revision)
+        first = parts[0] if parts else files.CONFIG
+        folder = self._file(first, commit, sizes, hashes, revision=wanted.revision)
         if folder.name != commit:  # the branch moved just now
             sizes, commit, hashes = self._listing(folder.name)
-        if wanted.gguf is None:
+            parts = self._gguf(sizes)
+        for part in parts:
+            self._file(part, commit, sizes, hashes)
+        if not parts:
             self._checkpoint(folder, sizes, hashes)
-        return Snapshot(folder, commit)
+        return Snapshot(folder, commit, parts)
+
+    def _gguf(self, sizes: Mapping[str, int]) -> tuple[str, ...]:
+        """The parts of the GGUF model that is meant; () where the repository holds safetensors and none is named."""
+        if not _means_gguf(self._wanted, sizes):
+            return ()
+        parts = choose_gguf(
+            sizes,
+            self._wanted.gguf,
+            self._wanted.repository,
+            shown=lambda model: (
+                f"{model} ({readable_bytes(sum(sizes.get(part, 0) for part in parts_of(model)))})"
+            ),
+        )
+        for part in parts:
+            if not all(files.is_plain(name) for name in part.split("/")):
+                raise UnsafeFileError(
+                    f"{self._wanted} lists {part!r:.100}, which is no plain file name",
+                    remedy="Do not use this repository, or ask its owner to rename the file.",
+                )
+        return parts
 
     def _checkpoint(self, folder: Path, sizes: Mapping[str, int], hashes: Mapping[str, str]) -> None:
         """The rest of a safetensors checkpoint: documents first, so that weights on disk mean a whole model."""
@@ -189,17 +160,17 @@ class _Download:
         weights = files.choose_weights(sizes, self._wanted.repository)
         names = [name for name in files.DOCUMENTS if name in sizes and name != files.CONFIG]
         if weights == files.INDEX:
-            self._file(weights, commit, hashes)
+            self._file(weights, commit, sizes, hashes)
             shards = _shards(folder)
             for shard in shards:
                 if shard not in sizes:
-                    self._fail_without(shard, sizes)
+                    self._fail_without(shard)
             names += shards
         else:
             names.append(weights)
-        self._require_space({name: sizes[name] for name in names}, commit)
+        self._require_space({name: sizes[name] for name in names}, commit, hashes)
         for name in names:
-            self._file(name, commit, hashes)
+            self._file(name, commit, sizes, hashes)
 
     def _listing(self, revision: str) -> tuple[dict[str, int], str, dict[str, str]]:
         """Name -> size of every file, the commit, and name -> SHA-256 of those the hub has one of."""
@@ -213,47 +184,46 @@ class _Download:
         return {file.rfilename: file.size or 0 for file in siblings}, str(info.sha), hashes
 
     def _refuse_unreadable(self, sizes: Mapping[str, int]) -> None:
-        repository, ggufs = self._wanted.repository, files.gguf_names(sizes)
-        if ggufs and not any(name.endswith(".safetensors") for name in sizes):
-            choices = files.listed([f"{name} ({readable_bytes(sizes[name])})" for name in ggufs], most=20)
-            raise ModelNotFoundError(
-                f"{repository} has GGUF files and Octavo does not choose among them: {choices}",
-                remedy=f"Name one: -m {repository}:{ggufs[0]}",
-            )
+        repository = self._wanted.repository
         files.choose_weights(sizes, repository)
         if files.CONFIG not in sizes:
             raise IncompatibleModelError(
                 f"{repository} has no {files.CONFIG}", remedy="Choose a repository that holds a whole model."
             )
 
-    def _fail_without(self, name: str, sizes: Mapping[str, int]) -> NoReturn:
-        others = files.gguf_names(sizes) if name == self._wanted.gguf else []
+    def _fail_without(self, name: str) -> NoReturn:
         raise ModelNotFoundError(
-            f"{self._wanted} has no file {name}",
-            remedy=f"It has: {files.listed(others, most=20)}"
-            if others
-            else "Choose another model or revision.",
+            f"{self._wanted} has no file {name}", remedy="Choose another model or revision."
         )
 
-    def _require_space(self, sizes: Mapping[str, int], commit: str) -> None:
-        """Check the disk for what is not there yet, which is also what the progress bar counts."""
-        self._total_bytes = sum(size for name, size in sizes.items() if not self._is_cached(name, commit))
+    def _require_space(self, sizes: Mapping[str, int], commit: str, hashes: Mapping[str, str]) -> None:
+        """Check the disk for what is not there yet; the progress bar counts it and what an earlier try brought."""
+        missing = {name: size for name, size in sizes.items() if not self._is_cached(name, commit)}
+        self._total_bytes = sum(missing.values())
         self._done_bytes = 0
+        parts = (part_path(self._wanted.repository, hashes.get(name, "")) for name in missing)
+        self._begun_bytes = sum(part.stat().st_size for part in parts if part is not None and part.exists())
         if (error := self.no_space()).available_bytes < error.needed_bytes:
             raise error
 
     def no_space(self) -> NotEnoughDiskError:
         """The error where what is still to come does not fit."""
-        left_bytes = self._total_bytes - self._done_bytes
+        left_bytes = max(0, self._total_bytes - self._done_bytes - self._begun_bytes)
         return not_enough_space(
-            _cache_folder(), left_bytes, f"downloading {self._wanted}", setting=_CACHE_SETTING
+            cache_folder(), left_bytes, f"downloading {self._wanted}", setting=_CACHE_SETTING
         )
 
     def _is_cached(self, name: str, commit: str) -> bool:
         return _cached_path(_Wanted(self._wanted.repository, None, commit), name) is not None
 
     def _file(
-        self, name: str, commit: str, hashes: Mapping[str, str], *, revision: str | None = None
+        self,
+        name: str,
+        commit: str,
+        sizes: Mapping[str, int],
+        hashes: Mapping[str, str],
+        *,
+        revision: str | None = None,
     ) -> Path:
         """Download a file of a commit unless it is there; returns the snapshot's folder.
 
@@ -261,18 +231,23 @@ class _Download:
         """
         import huggingface_hub
 
-        was_cached = self._is_cached(name, commit)
+        repository, was_cached = self._wanted.repository, self._is_cached(name, commit)
+        # Mirrors may list no sizes.
+        most_bytes = 2 * sizes[name] + _SLACK_BYTES if sizes[name] else sys.maxsize
+        verified = False
+        if not was_cached and name in hashes:
+            verified = bring_blob(repository, name, commit, sizes[name], hashes[name], self._report)
         path = Path(
             huggingface_hub.hf_hub_download(
-                self._wanted.repository,
+                repository,
                 name,
                 revision=revision or commit,
-                cache_dir=_cache_folder(),
-                tqdm_class=_silent_bar(self._report),
+                cache_dir=cache_folder(),
+                tqdm_class=_silent_bar(self._report, most_bytes),
             )
         )
         if not was_cached:
-            if name in hashes:
+            if name in hashes and not verified:
                 self._verify(path, hashes[name])
             self._report(path.stat().st_size)
             self._done_bytes += path.stat().st_size
@@ -298,14 +273,16 @@ class _Download:
 
 def _cached(wanted: _Wanted) -> Snapshot | None:
     """A snapshot that was downloaded before, if its weights are all there."""
-    name = wanted.gguf or files.CONFIG
-    path = _cached_path(wanted, name)
-    if path is None:
+    folder = _cached_folder(wanted)
+    if folder is None:
         return None
-    folder = path.parents[name.count("/")]
     try:
-        names = [name for name in os.listdir(folder) if (folder / name).exists()]
-        indexed = wanted.gguf is None and files.choose_weights(names, str(folder)) == files.INDEX
+        names = _names(folder)
+        if _means_gguf(wanted, names):
+            return Snapshot(folder, folder.name, choose_gguf(names, wanted.gguf, wanted.repository))
+        if files.CONFIG not in names:
+            return None
+        indexed = files.choose_weights(names, str(folder)) == files.INDEX
         if indexed and not set(_shards(folder)) <= set(names):
             return None
     except OctavoError:
@@ -313,11 +290,41 @@ def _cached(wanted: _Wanted) -> Snapshot | None:
     return Snapshot(folder, folder.name)
 
 
+def _means_gguf(wanted: _Wanted, names: Collection[str]) -> bool:
+    if wanted.gguf is not None:
+        return True
+    return bool(gguf_names(names)) and not any(name.endswith(".safetensors") for name in names)
+
+
+def _cached_folder(wanted: _Wanted) -> Path | None:
+    """Where the files of a revision lie, as many as there are."""
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                wanted.repository,
+                revision=wanted.revision,
+                cache_dir=cache_folder(),
+                local_files_only=True,
+                allow_patterns=[],  # whether all that is needed is there, is seen below
+            )
+        )
+    except huggingface_hub.errors.LocalEntryNotFoundError:
+        return None
+
+
+def _names(folder: Path) -> list[str]:
+    """Of the files in a snapshot, those in folders as FOLDER/NAME."""
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    return [path.relative_to(folder).as_posix() for path in paths if path.exists()]
+
+
 def _cached_path(wanted: _Wanted, name: str) -> Path | None:
     import huggingface_hub
 
     found = huggingface_hub.try_to_load_from_cache(
-        wanted.repository, name, cache_dir=_cache_folder(), revision=wanted.revision
+        wanted.repository, name, cache_dir=cache_folder(), revision=wanted.revision
     )
     return Path(found) if isinstance(found, str) else None
 
@@ -328,22 +335,11 @@ def _shards(folder: Path) -> list[str]:
     return sorted(files.shard_names(index, files.INDEX))
 
 
-def _cache_folder() -> Path:
-    """The library's cache, or TRANSFORMERS_CACHE where only that is set."""
-    from huggingface_hub import constants
-
-    older = os.environ.get("TRANSFORMERS_CACHE")
-    if older and not any(
-        os.environ.get(name) for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")
-    ):
-        return Path(older).expanduser()
-    return Path(constants.HF_HUB_CACHE)
-
-
-def _silent_bar(report: Callable[[int], None]) -> type:
-    """A progress bar class for one file that draws nothing and reports the bytes done.
+def _silent_bar(report: Callable[[int], None], most_bytes: int) -> type:
+    """A progress bar class for one file that draws nothing, reports the bytes done, and ends a file without end.
 
     For files in Xet storage the library makes two bars, of bytes received and written; the further one counts.
+    They may be more than the file's: `most_bytes` leaves room.
     """
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # documented, but not in its __all__
 
@@ -358,23 +354,14 @@ def _silent_bar(report: Callable[[int], None]) -> type:
             nonlocal furthest
             self._bytes += int(n or 0)
             furthest = max(furthest, self._bytes)
+            if furthest > most_bytes:
+                raise DownloadError(
+                    f"a file goes on after {furthest:,} bytes, far beyond what the hub's list says",
+                    remedy="Try again; if it stays so, a proxy or mirror on the way changes files.",
+                )
             report(furthest)
 
     return SilentBar
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's warnings off the terminal: what matters is raised, or becomes a notice."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _fail_offline(wanted: _Wanted) -> NoReturn:
@@ -416,7 +403,9 @@ def _translated(error: Exception, wanted: _Wanted) -> OctavoError:
         return ModelNotFoundError(
             f"{wanted} lost a file while it was being downloaded", remedy="Try again, or name a --revision."
         )
-    if status is not None:
+    if type(error) is OSError and error.errno is None:
+        why = "a file came with another length than was announced"
+    elif status is not None:
         why = f"the hub answered HTTP {status}"
     elif isinstance(error, OSError) and error.errno in (
         errno.ENOSPC,
@@ -425,7 +414,7 @@ def _translated(error: Exception, wanted: _Wanted) -> OctavoError:
         errno.EROFS,
     ):
         return DownloadError(
-            f"cannot write to the hub's cache {_cache_folder()}: {error.strerror}",
+            f"cannot write to the hub's cache {cache_folder()}: {error.strerror}",
             remedy=f"Correct its permissions, or set {_CACHE_SETTING} to another folder.",
         )
     else:

@@ -8,6 +8,7 @@ folder stands in exactly that layout.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,14 @@ class ModelFolder:
             raise ModelNotFoundError(
                 f"cannot list {self.path}: {error.strerror}", remedy="Check the path and its permissions."
             ) from error
+
+    def names_below(self) -> frozenset[str]:
+        """Of what stands in the folder and, as FOLDER/NAME, in its own folders that can be listed."""
+        names = set(self.names())
+        for name in self.names():
+            with suppress(OSError):
+                names.update(f"{name}/{below}" for below in os.listdir(self.path / name))
+        return frozenset(names)
 
     def locate(self, name: str) -> Path | None:
         """The real path of a file of the folder; None where there is none.

@@ -14,21 +14,24 @@ from pathlib import Path
 
 from octavo.errors import DownloadError, GatedModelError, InvalidParameterError, ModelNotFoundError
 from octavo.sources import default
-from octavo.sources.checkpoint_files import INDEX, gguf_names, listed, refuse_pickles, shard_names
+from octavo.sources.checkpoint_files import INDEX, refuse_pickles, shard_names
 from octavo.sources.documents import MAX_DOCUMENT_BYTES, parse_object
 from octavo.sources.files import read_bounded
 from octavo.sources.folder import load_folder
 from octavo.sources.gguf_model import load_gguf
+from octavo.sources.gguf_names import choose_gguf, gguf_names, parts_of
 from octavo.sources.hub import fetch
 from octavo.sources.model_folder import ModelFolder
 from octavo.types import ModelSource, Progress
 
 _DEFAULT = "default"
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
-_HUB_ID = re.compile(rf"(?P<repository>{_PART}/{_PART})(?::(?P<gguf>[^:]+\.gguf))?", re.IGNORECASE)
+_HUB_ID = re.compile(rf"(?P<repository>{_PART}/{_PART})(?::(?P<gguf>[^:]+))?")
 _RELATIVE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,254}")
 _FILE_SUFFIXES = (".gguf", ".safetensors")
-_HOW_IDS_LOOK = "a hub id looks like org/name, and a GGUF file of one like org/name:FILE.gguf"
+_HOW_IDS_LOOK = (
+    "a hub id looks like org/name, and a GGUF file of one like org/name:FILE.gguf or org/name:Q4_K_M"
+)
 
 
 def resolve(
@@ -41,8 +44,9 @@ def resolve(
 ) -> ModelSource:
     """Find a model, downloading it if need be; headers are read, weights are not.
 
-    `model` is a folder, a .gguf or .safetensors file, a hub id ("org/name", "org/name:FILE.gguf"), or None,
-    "default" or its own name for the default model. `cache_dir` is Octavo's own cache, where the default model lies.
+    `model` is a folder, a .gguf or .safetensors file, a hub id ("org/name"), or None, "default" or its own name
+    for the default model. After a folder or hub id, ":FILE.gguf" or the tag that ends its name (":Q4_K_M") says
+    which of several GGUF models is meant. `cache_dir` is Octavo's own cache, where the default model lies.
     Raises InvalidParameterError for a revision of something that has none, ModelNotFoundError (with
     GatedModelError and DownloadError below it), NotEnoughDiskError, CacheError, and IncompatibleModelError
     with everything below it.
@@ -54,6 +58,10 @@ def resolve(
     if model and "\0" not in model and os.path.lexists(path):
         _refuse_revision(revision, model)
         return _local(path, model)
+    folder, colon, named = model.rpartition(":")
+    if colon and named and "\0" not in model and os.path.isdir(os.path.expanduser(folder)):
+        _refuse_revision(revision, model)
+        return _gguf_in(ModelFolder.open(Path(os.path.expanduser(folder))), folder, named)
     if model == default.NAME:  # as Octavo itself calls it
         _refuse_revision(revision, "the default model")
         return _default(offline, cache_dir, progress)
@@ -88,21 +96,28 @@ def _local(path: Path, location: str) -> ModelSource:
         return _local_file(path, location)
     folder = ModelFolder.open(path)
     names = folder.names()
-    ggufs = gguf_names(names)
-    if not ggufs or any(name.endswith(".safetensors") for name in names):
+    if not gguf_names(names) or any(name.endswith(".safetensors") for name in names):
         return load_folder(folder, location=location)
-    if len(ggufs) > 1:
-        raise ModelNotFoundError(
-            f"{location} has {len(ggufs)} GGUF files and Octavo does not choose among them: {listed(ggufs)}",
-            remedy=f"Name one: -m {path / ggufs[0]}",
-        )
-    return load_gguf(folder.locate(ggufs[0]) or path / ggufs[0], location=location)
+    return _gguf_in(folder, location, None)
+
+
+def _gguf_in(folder: ModelFolder, location: str, named: str | None) -> ModelSource:
+    """One of the GGUF models of a local folder; one in a folder within has to be named."""
+    parts = choose_gguf(folder.names() if named is None else folder.names_below(), named, location)
+    first, *others = (_inside(folder, part) for part in parts)
+    return load_gguf(first, others=others, location=location if named is None else str(first))
+
+
+def _inside(folder: ModelFolder, name: str) -> Path:
+    """The path of a file that is there and does not lead out of the folder."""
+    folder.locate(name)
+    return folder.path / name
 
 
 def _local_file(path: Path, location: str) -> ModelSource:
     refuse_pickles([path.name], str(path.parent))
     if path.suffix.lower() != ".safetensors":
-        return load_gguf(path, location=location)
+        return _gguf_file(path, location)
     folder = ModelFolder.open(path.parent)
     index = folder.locate(INDEX)
     if index is not None:
@@ -110,6 +125,16 @@ def _local_file(path: Path, location: str) -> ModelSource:
         if path.name in shards:
             return load_folder(folder, location=location, weights=INDEX)
     return load_folder(folder, location=location, weights=path.name)
+
+
+def _gguf_file(path: Path, location: str) -> ModelSource:
+    """A part stands for its model, as a shard does."""
+    names = parts_of(path.name)
+    if len(names) == 1:
+        return load_gguf(path, location=location)
+    first, *others = choose_gguf(os.listdir(path.parent), path.name, str(path.parent))
+    start = location if path.name == first else str(path.with_name(first))
+    return load_gguf(path.with_name(first), others=[path.with_name(name) for name in others], location=start)
 
 
 def _from_hub(
@@ -124,14 +149,16 @@ def _from_hub(
             )
     snapshot = fetch(repository, gguf=gguf, revision=revision, offline=offline, progress=progress)
     folder = ModelFolder.open(snapshot.path, snapshot.commit)
-    if gguf is None:
+    if not snapshot.gguf:
         source = load_folder(folder, location=repository, revision=snapshot.commit)
     else:
+        first, *others = (_inside(folder, part) for part in snapshot.gguf)
         source = load_gguf(
-            folder.locate(gguf) or snapshot.path / gguf,
-            location=f"{repository}:{gguf}",
+            first,
+            others=others,
+            location=f"{repository}:{snapshot.gguf[0]}",
             revision=snapshot.commit,
-            identity=folder.identity(gguf),
+            identity=" ".join(folder.identity(part) for part in snapshot.gguf),
         )
     return replace(source, notices=source.notices + snapshot.notices)
 
