@@ -26,8 +26,9 @@ _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "de
 _DATA = ("enum", "const", "default", "examples")
 """Keywords whose values are data: what looks like a keyword inside them is none."""
 
-_LARK_TEXT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/')
-"""Strings, comments and regular expressions: what is left are rules and directives."""
+_LARK_TEXT = re.compile(r'"(?:\\.|[^"\\\n])*"|(?://|#)[^\n]*|/(?:\\.|[^/\\])+/')
+"""Strings, comments and regular expressions, cut as llguidance cuts them (a regular expression may span lines): what
+is left are rules and directives. A cut of ours that differed would let a special token through."""
 _LARK_UNKEPT = (
     (re.compile(r"<"), "a special token: text alone can be asked for"),
     (re.compile(r"%llguidance\b"), "%llguidance, which Octavo does not pass on"),
@@ -39,7 +40,7 @@ _LARK_UNKEPT = (
 
 def refuse_unkept(lark: str) -> None:
     """Raises InvalidGrammarError for what llguidance would take and we could not keep."""
-    rules = _LARK_TEXT.sub(lambda found: " " * len(found[0]), lark)
+    rules = _LARK_TEXT.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), lark)
     for pattern, what in _LARK_UNKEPT:
         if (found := pattern.search(rules)) is not None:
             raise InvalidGrammarError(
