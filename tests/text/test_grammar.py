@@ -218,7 +218,7 @@ def refused() -> Iterator[tuple[str, str, str]]:
     yield "lark", 'foo: "a"', "start"
     yield "lark", 'start: "a" <|im_start|>', "line 1, a special token"
     yield "lark", '// <x>\nstart: "<" /<x>/ a\na: <[7]>', "line 3, a special token"
-    yield "lark", 'start: /a\n/ <[7]> /b/', "line 2, a special token"
+    yield "lark", "start: /a\n/ <[7]> /b/", "line 2, a special token"
     yield "lark", 'start: "a" a # /\na: <[7]> # /', "line 2, a special token"
     yield "lark", '# "\nstart: /a\n/ <[7]> /b/', "line 3, a special token"
     yield "lark", 'start: a\na[temperature=0.5]: "b"', "line 2, temperature"

@@ -49,7 +49,7 @@ async def responses(service: Service, exchange: Exchange) -> None:
                 await _stream(exchange, answer, running)
             else:
                 (piece,) = await collect(running, 1)
-                parser = prepared.parser()
+                parser = prepared.form.parser()
                 answer.take(parser, piece)
                 exchange.facts.update(usage_of(prepared, [piece]))
                 await exchange.send_json(200, answer.whole(piece))
@@ -191,7 +191,7 @@ async def _stream(exchange: Exchange, answer: _Answer, running: Running) -> None
         number += 1
 
     place = {"item_id": answer.item_id, "output_index": 0, "content_index": 0}
-    parser = answer.prepared.parser()
+    parser = answer.prepared.form.parser()
     async for pieces in running:
         for piece in pieces:
             if exchange.status is None:

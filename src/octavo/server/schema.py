@@ -145,13 +145,22 @@ class ChatRequest(_Sampled):
     max_completion_tokens: StrictInt | None = honoured("the same as max_tokens")
     logprobs: StrictBool | None = honoured("each token's logprob")
     top_logprobs: StrictInt | None = honoured("0 to 20 alternatives, with logprobs")
-    tools: list[dict[str, Any]] | None = refused("tool calls are not served yet")
-    tool_choice: StrictStr | dict[str, Any] | None = honoured(
-        '"none" and "auto" without tools; others need tools'
+    tools: list[dict[str, Any]] | None = honoured(
+        "functions, where the model's template shows them and its syntax of calls is known (Hermes and Qwen 2.5 and 3, "
+        "Llama 3, Mistral); where one is strict, the arguments of all calls follow their schemas"
     )
-    parallel_tool_calls: StrictBool | None = ignored("there are no tool calls")
-    reasoning_effort: StrictStr | None = refused("reasoning is not separated yet")
-    chat_template_kwargs: dict[str, Any] | None = refused("no template variable may be set by a request yet")
+    tool_choice: StrictStr | dict[str, Any] | None = honoured(
+        '"auto"; "none" shows no tool to the model; with "required" or a function\'s name calls are forced, and their '
+        "arguments follow their schemas"
+    )
+    parallel_tool_calls: StrictBool | None = honoured("false: calls after the first are dropped")
+    reasoning_effort: StrictStr | None = honoured(
+        'where the model\'s template knows it; "none" also where it knows enable_thinking'
+    )
+    chat_template_kwargs: dict[str, Any] | None = honoured(
+        "enable_thinking, thinking, preserve_thinking, reasoning_effort, as far as the model's template knows them"
+    )
+    reasoning_budget: StrictInt | None = refused("thinking is not cut; reasoning_effort may shorten it")
     chat_template: StrictStr | None = refused("templates come with the model only")
     functions: list[dict[str, Any]] | None = refused("deprecated by OpenAI; use tools")
     function_call: StrictStr | dict[str, Any] | None = refused("deprecated by OpenAI; use tool_choice")

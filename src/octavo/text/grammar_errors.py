@@ -14,7 +14,12 @@ from typing import Any
 from octavo.errors import InvalidGrammarError
 from octavo.types import Grammar
 
-_NAMES = {"regex": "the regular expression", "lark": "the Lark grammar"}
+_NAMES = {
+    "regex": "the regular expression",
+    "lark": "the Lark grammar",
+    "json_schema": "the JSON schema",
+    "tool_calls": "the schemas of the tools",
+}
 
 _SHOWN_CHARACTERS = 200
 
@@ -50,9 +55,14 @@ def refuse_unkept(lark: str) -> None:
 
 
 def explain(grammar: Grammar, said: str) -> InvalidGrammarError:
-    """An error that llguidance gave for a regular expression or Lark rules, as ours."""
+    """An error that llguidance gave for a regular expression, Lark rules or tools, as ours."""
     what, said = _NAMES[grammar.kind], said.removeprefix("panic: ")
-    if grammar.kind == "regex":
+    if grammar.kind in ("tool_calls", "json_schema"):
+        place, (_, reason) = "", _place_in_lark(said)
+        remedy = "Take simpler schemas" + (
+            ', or tool_choice "auto" without strict.' if grammar.kind == "tool_calls" else "."
+        )
+    elif grammar.kind == "regex":
         place, reason = _place_in_regex(grammar.text, said)
         remedy = "Correct it; it is anchored at both ends, and has no look-around or back references."
     else:
