@@ -101,9 +101,7 @@ def test_the_clients_stream_helper_reads_them(client):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_without_parallel_calls_there_is_one(server, stream):
-    response = server.chat(
-        TWO, tools=[WEATHER], parallel_tool_calls=False, max_tokens=None, stream=stream
-    )
+    response = server.chat(TWO, tools=[WEATHER], parallel_tool_calls=False, max_tokens=None, stream=stream)
     assert "x-octavo-ignored" not in response.headers
     assert response.text.count('"name":"weather"') == 1
     assert '"finish_reason":"tool_calls"' in response.text

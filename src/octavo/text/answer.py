@@ -92,7 +92,9 @@ class AnswerParser:
         self._tools = tools
         self._single_call = single_call
         self._hidden = hidden
-        self._markers = (*hidden, *(() if self._syntax is None else (self._syntax.begin,)))
+        begin = () if self._syntax is None else (self._syntax.begin,)
+        self._strays = tuple(marker for marker in hidden if marker not in begin)
+        self._markers = (*self._strays, *begin)
         """What no content may be cut within."""
         self._thinks = thinks and not thinking
         self._reasoning = thinking
@@ -125,7 +127,7 @@ class AnswerParser:
             if rest and not self._calls.calls:
                 rest = self._opening + rest
             self._leave_calls()
-            self._give(deltas, rest)
+            self._give(deltas, self._without_hidden(rest))
         return self._wanted(deltas)
 
     def _wanted(self, deltas: list[AnswerDelta]) -> list[AnswerDelta]:
@@ -157,7 +159,7 @@ class AnswerParser:
             self._held = calls.rest
             self._trim = calls.calls > 0
             if not calls.calls and self._opening:
-                self._give(deltas, self._opening)
+                self._give(deltas, self._without_hidden(self._opening))
             self._leave_calls()
 
     def _leave_calls(self) -> None:
@@ -198,12 +200,15 @@ class AnswerParser:
             self._start_calls(start, "")
             return True
         before, found, after = (text, "", "") if syntax is None else text.partition(syntax.begin)
+        stray = min(self._strays, key=lambda marker: _place(before, marker), default="")
+        if stray and stray in before:
+            self._held = text.replace(stray, "", 1)
+            return True
         if found and syntax is not None:
             content = before.rstrip()
             self._give(deltas, content)
             self._start_calls(after, before[len(content) :] + syntax.begin)
             return True
-        text = self._without_hidden(text)
         piece = text
         if not last and self._markers:
             piece = text[: len(text) - max(_held_back(text, marker) for marker in self._markers)]
@@ -219,7 +224,6 @@ class AnswerParser:
         return text
 
     def _give(self, deltas: list[AnswerDelta], content: str) -> None:
-        content = self._without_hidden(content)
         if content:
             deltas.append(AnswerDelta(content=content))
             self._first = self._trim = False
@@ -228,6 +232,11 @@ class AnswerParser:
         assert self._syntax is not None
         self._calls = ToolCallReader(self._syntax, self._tools, self._next_index)
         self._held, self._opening, self._first = text, opening, False
+
+
+def _place(text: str, marker: str) -> int:
+    place = text.find(marker)
+    return len(text) if place < 0 else place
 
 
 def _held_back(text: str, marker: str) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.errors import InvalidGrammarError
 from octavo.text.answer import REASONING_BEGIN, REASONING_END
@@ -186,14 +186,15 @@ def _compile(
             raise explain_schema(grammar.text, said, lambda text: _error(matcher(_from_schema(text))))
         raise explain(grammar, said)
     if grammar.after_reasoning != "no":
-        made = matcher(_after_reasoning(text, marks, opened=grammar.after_reasoning == "yes"))
+        content = json.loads(text)["grammars"][0] if grammar.kind == "json_schema" else {"lark_grammar": text}
+        made = matcher(_after_reasoning(content, marks, opened=grammar.after_reasoning == "yes"))
         if said := _error(made):
             raise explain(grammar, said)
     return made
 
 
-def _after_reasoning(grammar: str, marks: Mapping[str, int], *, opened: bool) -> str:
-    """`grammar` (llguidance's JSON) behind a block of reasoning. `marks`: its markers that are control tokens."""
+def _after_reasoning(content: Mapping[str, Any], marks: Mapping[str, int], *, opened: bool) -> str:
+    """A grammar behind a block of reasoning. `marks`: the block's markers that are control tokens."""
     if REASONING_END in marks:
         end, thoughts = f"thoughts? <[{marks[REASONING_END]}]>", "thoughts: /(?s:.+)/"
     else:
@@ -201,8 +202,9 @@ def _after_reasoning(grammar: str, marks: Mapping[str, int], *, opened: bool) ->
     begin = f"<[{marks[REASONING_BEGIN]}]>" if REASONING_BEGIN in marks else json.dumps(REASONING_BEGIN)
     block = f"{end} SPACE?" if opened else f"({begin} {end} SPACE?)?"
     rules = f"start: {block} content\n{thoughts}\nSPACE: /[ \\t\\r\\n]{{1,8}}/\ncontent: @content\n"
-    content = {**json.loads(grammar)["grammars"][0], "name": "content"}
-    return json.dumps({"grammars": [{"name": "answer", "lark_grammar": rules}, content]})
+    return json.dumps(
+        {"grammars": [{"name": "answer", "lark_grammar": rules}, {**content, "name": "content"}]}
+    )
 
 
 def _from_schema(text: str) -> str:
