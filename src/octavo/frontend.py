@@ -139,7 +139,7 @@ class Frontend:
                 parameter="response_format",
             )
         grammar = request.grammar or grammar_of_calls(form, use)
-        if grammar is not None and form.thinks:
+        if grammar is not None and form.thinks and not rendered.thought:
             grammar = replace(grammar, after_reasoning="yes" if form.thinking else "maybe")
         if grammar is not None and self._check_grammars:
             assert self.grammars is not None

@@ -54,6 +54,11 @@ class RenderedPrompt:
         """Whether the prompt ends within a block of reasoning that the answer goes on with."""
         return self.text.rstrip().endswith(REASONING_BEGIN)
 
+    @property
+    def thought(self) -> bool:
+        """Whether the prompt ends with a block that is closed: the answer is to come without reasoning."""
+        return self.text.rstrip().endswith(REASONING_END)
+
 
 class ChatTemplate:
     """A compiled chat template. Safe to use from several threads."""
