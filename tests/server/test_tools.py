@@ -150,6 +150,11 @@ def test_reasoning_is_apart(client):
     choice = ask(client, text, tools=openai.omit).choices[0]
     assert choice.message.content == "It is 3.!stop"
     assert choice.message.reasoning_content == "Hm, 3."
+    details = ask(client, text).usage.completion_tokens_details
+    assert details.reasoning_tokens in (len(".Hm, 3...") + 1, len("<think>\nHm, 3.\n</think>"))
+    plain = ask(client, f"x{text}")
+    assert plain.usage.completion_tokens_details.reasoning_tokens == 0
+    assert not hasattr(plain.choices[0].message, "reasoning_content")
     with ask(client, text, stream=True) as stream:
         deltas = [chunk.choices[0].delta for chunk in stream]
     assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "Hm, 3."
@@ -162,6 +167,89 @@ def test_reasoning_can_be_switched_off(client):
     kwargs = {"chat_template_kwargs": {"enable_thinking": False}}
     assert off > on
     assert ask(client, "x!stop", extra_body=kwargs).usage.prompt_tokens == off
+
+
+def flat(tool, **more):
+    return {"type": "function", **tool["function"], "strict": False, **more}
+
+
+def test_responses_are_items(client):
+    text = f"<think>Hm.</think>!stop See. {CALL}\n{CALL}"
+    answer = client.responses.create(model="fake", input=text, tools=[flat(WEATHER)])
+    assert answer.status == "completed"
+    assert [item.type for item in answer.output] == ["reasoning", "message", "function_call", "function_call"]
+    thoughts, said, call, other = answer.output
+    assert thoughts.content[0].text == "Hm."
+    assert answer.usage.output_tokens_details.reasoning_tokens in (5, len("<think>Hm.</think>"))
+    assert said.content[0].text == answer.output_text == "!stop See."
+    assert (call.name, call.arguments, call.status) == ("weather", '{"city": "Köln"}', "completed")
+    assert call.call_id != other.call_id
+
+    back = [
+        {"role": "user", "content": "How is it?"},
+        *(item.model_dump(exclude_none=True) for item in answer.output),
+        *(
+            {"type": "function_call_output", "call_id": each.call_id, "output": "12 °C"}
+            for each in (call, other)
+        ),
+        {"role": "user", "content": "Thanks.!stop"},
+    ]
+    again = client.responses.with_raw_response.create(model="fake", input=back, tools=[flat(WEATHER)])
+    assert again.headers["x-octavo-ignored"] == "input.reasoning"
+    assert again.parse().output_text == "Thanks.!stop"
+    alone = client.responses.create(model="fake", input=back[-1:], tools=[flat(WEATHER)])
+    assert again.parse().usage.input_tokens > alone.usage.input_tokens + 2 * len("12 °C(weather)")
+
+
+def test_events_of_responses_tell_the_same(client):
+    text = f"<think>Hm.</think>!slow:2 !stop See. {CALL}"
+    with client.responses.create(model="fake", input=text, tools=[flat(WEATHER)], stream=True) as stream:
+        events = list(stream)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type for event in events if not event.type.endswith(".delta")]
+    assert kinds == [
+        f"response.{kind}"
+        for kind in (
+            "created in_progress "
+            "output_item.added content_part.added reasoning_text.done content_part.done output_item.done "
+            "output_item.added content_part.added output_text.done content_part.done output_item.done "
+            "output_item.added function_call_arguments.done output_item.done completed"
+        ).split()
+    ]
+    pieces = [event for event in events if event.type == "response.function_call_arguments.delta"]
+    assert len(pieces) > 3
+    assert "".join(event.delta for event in pieces) == '{"city": "Köln"}'
+    done = [event.item for event in events if event.type == "response.output_item.done"]
+    assert [item.to_dict() for item in done] == [item.to_dict() for item in events[-1].response.output]
+    with client.responses.stream(model="fake", input=text, tools=[flat(WEATHER)]) as helper:
+        final = helper.get_final_response()
+    assert final.output[-1].arguments == '{"city": "Köln"}'
+
+
+def test_a_response_that_is_cut_says_so(client):
+    answer = client.responses.create(model="fake", input=CALL, tools=[flat(WEATHER)], max_output_tokens=60)
+    assert (answer.status, answer.output[-1].status) == ("incomplete", "incomplete")
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [flat(WEATHER, strict=True)]}, "tools"),
+        ({"tools": [flat(WEATHER)], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [flat(WEATHER)], "tool_choice": {"type": "mcp"}}, "tool_choice"),
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+        ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
+        ({"input": [{"type": "function_call", "name": "f"}]}, "input[0]"),
+        ({"input": [{"type": "function_call_output", "output": "f"}]}, "input[0]"),
+        ({"input": [{"type": "computer_call"}]}, "input[0].type"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_what_responses_cannot_do_is_refused_by_name(client, more, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(**{"model": "fake", "input": "x", **more})
+    assert caught.value.param == param
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The real worker, with a template that shows tools and opens and closes thoughts in place of the model's own: run by path."""
+"""The real worker, with a template of ours that shows tools, and opens thoughts or closes them: run by path."""
 
 from __future__ import annotations
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from octavo.errors import InvalidGrammarError
 from octavo.server.exchange import Exchange
-from octavo.server.faults import bad_request
 from octavo.server.models import Resident
 from octavo.server.prepare import Prepared, prepare_chat
 from octavo.server.running import Piece, Running, collect
 from octavo.server.schema import ChatRequest, read
 from octavo.server.service import Service, fingerprint, usage_of
 from octavo.server.tokens_json import TokenNames, chat_logprobs
+from octavo.server.tools import grammar_fault
 from octavo.text.answer import AnswerDelta, AnswerParser, Said
 from octavo.types import FinishReason
 
@@ -35,9 +35,7 @@ async def chat(service: Service, exchange: Exchange) -> None:
             try:
                 await answer(exchange, about, running)
             except InvalidGrammarError as error:
-                if prepared.form.tools:  # theirs was the grammar
-                    raise bad_request(f"{error}", code="invalid_grammar", param="tools") from error
-                raise
+                raise grammar_fault(error, prepared.form) from None
 
     await exchange.answer(work())
 

@@ -20,6 +20,7 @@ from octavo.server.settings import ServerSettings
 from octavo.server.tools import template_options, tool_use
 from octavo.settings import SamplingParams
 from octavo.text.answer import AnswerForm
+from octavo.text.tokenizer import Tokenizer
 from octavo.types import Request
 from octavo.validate import split_prompts
 from octavo.validate.values import integer
@@ -53,6 +54,7 @@ class Prepared:
     """What echo puts in front, one a prompt."""
     form: AnswerForm = _PLAIN
     """What the answers may be made of."""
+    tokenizer: Tokenizer | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -87,7 +89,7 @@ def prepare_chat(request: ChatRequest, model: Resident, limits: ServerSettings, 
     )
     generations = first.of_choices(n)
     requests = tuple(_salted(each.begin(), salt, request.cache_salt) for each in generations)
-    return Prepared(generations, requests, n, form=form)
+    return Prepared(generations, requests, n, form=form, tokenizer=frontend.tokenizer)
 
 
 def prepare_completion(

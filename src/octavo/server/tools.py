@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from octavo.errors import InvalidGrammarError, InvalidParameterError
 from octavo.server.faults import bad_request, unsupported
 from octavo.server.models import Resident
 from octavo.server.schema import ChatRequest
+from octavo.text.answer import AnswerForm
 from octavo.text.chat import ChatTemplate
 from octavo.text.tool_use import NO_TOOLS, ToolUse
 from octavo.types import TemplateOptions
@@ -49,7 +51,12 @@ def template_options(request: ChatRequest, template: ChatTemplate) -> TemplateOp
     if effort is None:
         return options
     if template.mentions("reasoning_effort"):
-        added = validate_template_options({"reasoning_effort": effort})
+        try:
+            added = validate_template_options({"reasoning_effort": effort})
+        except InvalidParameterError as error:
+            raise bad_request(
+                str(error).replace("chat_template_kwargs.", ""), param="reasoning_effort"
+            ) from None
     elif not template.mentions("enable_thinking"):
         raise unsupported("reasoning_effort", "the model's chat template knows no such thing")
     elif effort != "none":
@@ -63,6 +70,11 @@ def template_options(request: ChatRequest, template: ChatTemplate) -> TemplateOp
                 param="reasoning_effort",
             )
     return {**options, **added}
+
+
+def grammar_fault(error: InvalidGrammarError, form: AnswerForm) -> Exception:
+    """Named after the field that the grammar came from: with tools there is no other."""
+    return bad_request(str(error), code="invalid_grammar", param="tools") if form.tools else error
 
 
 def _choice(choice: str | Mapping[str, Any] | None, names: set[str]) -> tuple[bool, str | None]:
