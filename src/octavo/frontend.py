@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
-from octavo.errors import ChatTemplateError, IncompatibleModelError
+from octavo.errors import ChatTemplateError, IncompatibleModelError, InvalidParameterError
 from octavo.generation import Generation
 from octavo.output_filter import OutputFilter
 from octavo.settings import SamplingParams
+from octavo.text.answer import AnswerForm
 from octavo.text.chat import ChatTemplate, RenderedPrompt
 from octavo.text.grammar import Grammars
 from octavo.text.stop_tokens import stop_token_ids
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
-from octavo.types import Grammar, Message, ModelSource, Request, Sampling
+from octavo.text.tool_use import NO_TOOLS, ToolUse, answer_form, can_hold, grammar_of_calls
+from octavo.types import Grammar, Message, ModelSource, Request, Sampling, TemplateOptions, Tool
 from octavo.validate import (
     read_sampling_defaults,
     resolve_grammar,
@@ -103,6 +107,58 @@ class Frontend:
             output_filter=self.output_filter,
         )
 
+    def answer(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        *,
+        use: ToolUse = NO_TOOLS,
+        options: TemplateOptions = MappingProxyType({}),
+    ) -> tuple[Generation, AnswerForm]:
+        """As `chat`, for who reads reasoning, content and calls of tools apart: with the form's parser.
+
+        The generation's text has the markers between these parts spelled out. A grammar of `params` holds for what
+        follows the reasoning. Raises InvalidParameterError for a grammar together with tools, and for strict tools
+        whose calls could not be told from text.
+        """
+        tokenizer = self.require_tokenizer()
+        rendered = self.render(messages, tools=use.tools, options=options)
+        assert self.template is not None
+        form = answer_form(self.template, tokenizer, rendered, use)
+        if use.strict and not use.required and not can_hold(form):
+            raise InvalidParameterError(
+                "a strict tool is offered to a model whose calls cannot be told from text",
+                remedy='Use tool_choice "required", or leave strict out.',
+                parameter="tools",
+            )
+        request = self._request(rendered.token_ids, params, None)
+        if request.grammar is not None and use.tools:
+            raise InvalidParameterError(
+                "a grammar for the answer and tools contradict each other",
+                remedy="Leave one of them out.",
+                parameter="response_format",
+            )
+        grammar = request.grammar or grammar_of_calls(form, use)
+        if grammar is not None and form.thinks and not rendered.thought:
+            grammar = replace(grammar, after_reasoning="yes" if form.thinking else "maybe")
+        if grammar is not None and self._check_grammars:
+            assert self.grammars is not None
+            self.grammars.check(grammar)
+        stops = request.stop_token_ids
+        if form.single_call and form.syntax is not None and form.syntax.end in form.shown:
+            stops |= {form.shown[form.syntax.end]}
+        generation = Generation(
+            replace(request, grammar=grammar, stop_token_ids=stops),
+            tokenizer,
+            params.stop,
+            # A grammar describes the text from its first byte, so no space before it may be left out.
+            continuation=grammar is not None,
+            shown=frozenset(form.shown.values()),
+            notices=rendered.notices,
+            output_filter=self.output_filter,
+        )
+        return generation, form
+
     def check_ids(self, ids: object, max_new_tokens: int | None) -> tuple[int, ...]:
         """Token ids that are in the vocabulary and fit the context."""
         return validate_prompt_ids(
@@ -115,14 +171,23 @@ class Frontend:
             return prompt
         return self.require_tokenizer().encode_prompt(validate_text(prompt), parse_special=False)
 
-    def render(self, messages: Sequence[Message]) -> RenderedPrompt:
-        """Raises ChatTemplateError where the model has no template."""
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        options: TemplateOptions = MappingProxyType({}),
+    ) -> RenderedPrompt:
+        """`tools` and `options` are checked (`octavo.validate`). Raises ChatTemplateError where the model has no
+        template."""
         if self.template is None:
             raise ChatTemplateError(
                 f"{self._location} has no chat template",
                 remedy="Use --raw (LLM.generate) to continue text, or choose an instruct model.",
             )
-        return self.template.render(validate_messages(messages), add_generation_prompt=True)
+        return self.template.render(
+            validate_messages(messages), tools=tools, options=options, add_generation_prompt=True
+        )
 
     def require_tokenizer(self) -> Tokenizer:
         """Raises IncompatibleModelError where the model has none."""

@@ -46,6 +46,7 @@ class Generation:
     """Accumulates one request's events. Not thread-safe: one reader.
 
     `continuation`: the text goes on from the prompt's, so a SentencePiece model's first space is part of it.
+    `shown`: control tokens that are spelled out, for a parser of answers to find.
     Without a tokenizer (a folder that has none) the text stays empty.
     """
 
@@ -56,6 +57,7 @@ class Generation:
         stop: Sequence[str],
         *,
         continuation: bool = False,
+        shown: frozenset[int] = frozenset(),
         notices: tuple[str, ...] = (),
         output_filter: OutputFilter | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -64,10 +66,13 @@ class Generation:
         self._tokenizer = tokenizer
         self._stop = stop
         self._continuation = continuation
+        self._shown = shown
         self._notices = notices
         self._output_filter = output_filter
         self._filtered = None if output_filter is None else FilteredText(output_filter)
-        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, continuation=continuation)
+        self._detokenizer = (
+            None if tokenizer is None else Detokenizer(tokenizer, continuation=continuation, shown=shown)
+        )
         self._stops = StopStrings(stop)
         self._clock = clock
         self._submitted = 0.0
@@ -91,6 +96,7 @@ class Generation:
             self._tokenizer,
             self._stop,
             continuation=self._continuation,
+            shown=self._shown,
             notices=self._notices,
             output_filter=self._output_filter,
             clock=self._clock,

@@ -170,7 +170,7 @@ class Sampling:
     """None: no logprobs. n >= 0: the sampled token's, and the n most probable tokens'."""
 
 
-GrammarKind = Literal["json_schema", "regex", "lark"]
+GrammarKind = Literal["json_schema", "regex", "lark", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,11 @@ class Grammar:
 
     kind: GrammarKind
     text: str
-    """The schema as JSON text, the regular expression (anchored at both ends), or the Lark grammar."""
+    """The schema as JSON text, the regular expression (anchored at both ends), or the Lark grammar; of "tool_calls"
+    a Lark grammar that `octavo.text.tool_grammar` made, which may name control tokens as no caller's may."""
+    after_reasoning: Literal["no", "maybe", "yes"] = "no"
+    """Whether reasoning comes first, up to its closing marker, and only what follows has to match: a block that the
+    text may open ("maybe"), or that the prompt has opened ("yes")."""
 
 
 LogitsProcessor = Callable[[Sequence[int], "np.ndarray"], "np.ndarray"]

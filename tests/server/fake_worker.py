@@ -37,9 +37,9 @@ def byte_alphabet() -> list[str]:
     return [names[byte] for byte in range(256)]
 
 
-def tokenizer_json() -> bytes:
-    """A token for each byte, and three of ChatML."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+def tokenizer_json(markers=()) -> bytes:
+    """A token for each byte, three of ChatML, and `markers`."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *markers]
     return json.dumps(
         {
             "version": "1.0",
@@ -86,18 +86,33 @@ def tokenizer_json() -> bytes:
     ).encode()
 
 
+def markers_of(options):
+    return tuple(filter(None, options.get("markers", "").split(",")))
+
+
 class Sequence:
-    def __init__(self, request_id, request):
+    def __init__(self, request_id, request, markers):
         self.id = request_id
+        self.markers = markers
         self.request = request
         ids = request.prompt_token_ids
         text = bytes(i for i in ids if i < 256).decode("utf-8", "replace")
         self.orders = {name: int(number or 0) for name, number in _ORDERS.findall(text)}
-        self.reply = self._reply(list(ids))
+        self.reply = self._marked(self._reply(list(ids)))
         self.made = 0
         self.next_at = 0.0
         self.first = True
         self.submitted_at = time.perf_counter()
+
+    def _marked(self, ids):
+        """With markers' tokens for their text: what a prompt may not have, an answer may."""
+        for token, marker in enumerate(self.markers, 259):
+            text, place = list(marker.encode()), 0
+            while place < len(ids):
+                if ids[place : place + len(text)] == text:
+                    ids[place : place + len(text)] = [token]
+                place += 1
+        return ids
 
     def _reply(self, ids):
         """The last user message; a raw prompt whole."""
@@ -111,10 +126,11 @@ class Sequence:
 
 class FakeBackend:
     def __init__(self, options, max_sequences, context):
+        self.markers = markers_of(options)
         self.pace = float(options.get("pace_ms", 0)) / 1000
         self.max_sequences = max_sequences
         self.capabilities = Capabilities(
-            vocab_size=259,
+            vocab_size=259 + len(self.markers),
             context_tokens=context,
             prompt_logprobs=True,
             max_logprobs=20,
@@ -135,7 +151,7 @@ class FakeBackend:
                 raise ClosedError("closed", remedy="")
             self.ids += 1
             self.counts["submitted"] += 1
-            self.waiting.append(Sequence(self.ids, request))
+            self.waiting.append(Sequence(self.ids, request, self.markers))
             self.lock.notify()
             return self.ids
 
@@ -238,7 +254,9 @@ def load(settings, progress, planned):
         naming="huggingface",
         config={"eos_token_id": 258},
         generation_config={},
-        tokenizer=TokenizerSource("tokenizer.json", tokenizer_json(), config={"eos_token": "<|im_end|>"}),
+        tokenizer=TokenizerSource(
+            "tokenizer.json", tokenizer_json(markers_of(options)), config={"eos_token": "<|im_end|>"}
+        ),
         chat_template=None if "no_template" in options else options.get("template", CHATML),
         tensors={},
         fingerprint=options.get("name", "fake"),

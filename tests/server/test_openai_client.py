@@ -103,7 +103,7 @@ def test_responses_stream(fake, client):
         ({"truncation": "auto"}, "truncation"),
         ({"conversation": "c"}, "conversation"),
         ({"include": ["message.output_text.logprobs"]}, "include"),
-        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"prompt": {"id": "p"}}, "prompt"),
     ],
 )

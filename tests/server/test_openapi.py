@@ -81,7 +81,7 @@ def drive(harness, path: str, method: str, examples: int) -> Counter[int]:
         positive = case.meta is not None and case.meta.generation.mode.is_positive
         if positive and isinstance(case.body, dict) and data.draw(st.booleans()):
             names = sorted(set(case.body) - set(BASES[path]))
-            kept = data.draw(st.lists(st.sampled_from(names), max_size=3, unique=True)) if names else []
+            kept = data.draw(st.lists(st.sampled_from(names), max_size=2, unique=True)) if names else []
             case.body = BASES[path] | {name: case.body[name] for name in kept}
         response = case.call()
         statuses[response.status_code] += 1

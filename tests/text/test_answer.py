@@ -39,6 +39,7 @@ def read(text, cuts=(), **options):
 
 
 WEATHER = '{"city": "Köln, \\"Deutz\\" }{", "days": [1, 2]}'
+MARKS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
 CASES = {
     "plain": (None, {}, "  two {words} <tool_call> ", ("", "  two {words} <tool_call> ", [])),
     "hermes": (
@@ -117,6 +118,26 @@ CASES = {
         "\n<think>\nWhy?\n</think>\n\nBecause. <think>",
         ("Why?", "Because. <think>", []),
     ),
+    "control tokens that mark nothing": (
+        HERMES,
+        {"hidden": MARKS, "thinks": True},
+        '</think><think>x</think>a </tool_call> <think><tool_call>{"name": "add", "arguments": {}}</tool_call>'
+        "b</think>",
+        ("x", "ab", [("add", "{}")]),
+    ),
+    "a control token that opens no call": (
+        HERMES,
+        {"hidden": MARKS},
+        "a <tool_call>none</tool_call>.",
+        ("", "a none.", []),
+    ),
+    "one call and no more": (
+        HERMES,
+        {"single_call": True},
+        'a <tool_call>{"name": "add", "arguments": {}}</tool_call><tool_call>{"name": "add", "arguments": '
+        '{"a": 2}}</tool_call>b',
+        ("", "a", [("add", "{}")]),
+    ),
     "thinks, but does not": (None, {"thinks": True}, " <thin air", ("", " <thin air", [])),
     "thinks to the end": (None, {"thinks": True}, "<think>a </thi", ("a </thi", "", [])),
     "thinks, then calls": (
@@ -156,11 +177,19 @@ PIECES = st.lists(
 
 
 @pytest.mark.parametrize("syntax", [None, HERMES, LLAMA3, MISTRAL])
-@given(pieces=PIECES, thinks=st.booleans(), thinking=st.booleans(), data=st.data())
+@given(pieces=PIECES, thinks=st.booleans(), thinking=st.booleans(), hides=st.booleans(), data=st.data())
 @settings(max_examples=200, deadline=None)
-def test_any_text_is_read_alike_whole_and_in_pieces(syntax, pieces, thinks, thinking, data):
+def test_any_text_is_read_alike_whole_and_in_pieces(syntax, pieces, thinks, thinking, hides, data):
     text = "".join(pieces)
-    options = {"syntax": syntax, "tools": TOOLS, "thinks": thinks, "thinking": thinking}
+    hidden = (*MARKS, "[TOOL_CALLS]", "<|python_tag|>", "[ARGS]") if hides else ()
+    options = {
+        "syntax": syntax,
+        "tools": TOOLS,
+        "thinks": thinks,
+        "thinking": thinking,
+        "hidden": hidden,
+        "single_call": hides and thinks,
+    }
     cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=len(text)))
     assert read(text, cuts, **options) == read(text, **options) == read(text, range(len(text)), **options)
 

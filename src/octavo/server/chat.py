@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from typing import Any
 
+from octavo.errors import InvalidGrammarError
 from octavo.server.exchange import Exchange
 from octavo.server.models import Resident
 from octavo.server.prepare import Prepared, prepare_chat
@@ -12,7 +14,9 @@ from octavo.server.running import Piece, Running, collect
 from octavo.server.schema import ChatRequest, read
 from octavo.server.service import Service, fingerprint, usage_of
 from octavo.server.tokens_json import TokenNames, chat_logprobs
-from octavo.text.answer import AnswerDelta, AnswerParser
+from octavo.server.tools import grammar_fault
+from octavo.text.answer import AnswerDelta, AnswerParser, Said
+from octavo.types import FinishReason
 
 
 async def chat(service: Service, exchange: Exchange) -> None:
@@ -27,10 +31,11 @@ async def chat(service: Service, exchange: Exchange) -> None:
             running,
         ):
             about = _About(exchange, model, prepared, request)
-            if request.stream:
-                await _stream(exchange, about, running)
-            else:
-                await _whole(exchange, about, running)
+            answer = _stream if request.stream else _whole
+            try:
+                await answer(exchange, about, running)
+            except InvalidGrammarError as error:
+                raise grammar_fault(error, prepared.form) from None
 
     await exchange.answer(work())
 
@@ -65,19 +70,13 @@ async def _whole(exchange: Exchange, about: _About, running: Running) -> None:
     pieces = await collect(running, len(about.prepared.requests))
     choices = []
     for piece in pieces:
-        parser = about.prepared.parser()
-        deltas = [*parser.push(piece.text), *parser.finish()]
-        message: dict[str, Any] = {
-            "role": "assistant",
-            "content": "".join(delta.content for delta in deltas),
-            "refusal": None,
-        }
-        if reasoning := "".join(delta.reasoning for delta in deltas):
-            message["reasoning_content"] = reasoning
+        parser = about.prepared.form.parser()
+        said = Said()
+        said.take([*parser.push(piece.text), *parser.finish()])
         choices.append(
             {
                 "index": piece.index,
-                "message": message,
+                "message": message_json(said),
                 "logprobs": about.logprobs(piece),
                 "finish_reason": finish_reason(piece, parser),
                 "seed": about.prepared.requests[piece.index].sampling.seed,
@@ -96,7 +95,7 @@ async def _stream(exchange: Exchange, about: _About, running: Running) -> None:
     base = about.base("chat.completion.chunk")
     if with_usage:
         base["usage"] = None
-    parsers = [about.prepared.parser() for _ in about.prepared.requests]
+    parsers = [about.prepared.form.parser() for _ in about.prepared.requests]
     begun: set[int] = set()
     done: list[Piece] = []
 
@@ -130,12 +129,46 @@ async def _stream(exchange: Exchange, about: _About, running: Running) -> None:
     await exchange.end_events(b"data: [DONE]\n\n")
 
 
+def message_json(said: Said) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": said.content if said.content or not said.calls else None,
+        "refusal": None,
+    }
+    if said.reasoning:
+        message["reasoning_content"] = said.reasoning
+    if said.calls:
+        message["tool_calls"] = [
+            {
+                "id": new_call_id(),
+                "type": "function",
+                "function": {"name": name, "arguments": "".join(arguments)},
+            }
+            for name, arguments in said.calls
+        ]
+    return message
+
+
 def delta_json(delta: AnswerDelta) -> dict[str, Any]:
+    if (call := delta.tool_call) is not None:
+        named = {} if call.name is None else {"id": new_call_id(), "type": "function"}
+        function = {} if call.name is None else {"name": call.name}
+        return {
+            "tool_calls": [
+                {"index": call.index, **named, "function": {**function, "arguments": call.arguments}}
+            ]
+        }
     if delta.reasoning:
         return {"reasoning_content": delta.reasoning}
     return {"content": delta.content}
 
 
+def new_call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
 def finish_reason(piece: Piece, parser: AnswerParser) -> str:
+    """A call that was cut short is not one to make: then the reason is what cut it."""
     assert piece.completion is not None
-    return "tool_calls" if parser.called else str(piece.completion.finish_reason)
+    reason = piece.completion.finish_reason
+    return "tool_calls" if parser.called and reason is FinishReason.STOP else str(reason)

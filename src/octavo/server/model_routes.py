@@ -7,8 +7,8 @@ from typing import Any
 
 from octavo.server.exchange import Exchange
 from octavo.server.faults import bad_request
+from octavo.server.messages import plain_messages
 from octavo.server.models import ServedModel
-from octavo.server.prepare import plain_messages
 from octavo.server.schema import DetokenizeRequest, TokenizeRequest, read
 from octavo.server.service import Service
 from octavo.server.settings import visible_limits

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from octavo.frontend import Frontend
 from octavo.generation import Generation
 from octavo.server.faults import bad_request, unsupported
+from octavo.server.messages import plain_messages
 from octavo.server.models import Resident
-from octavo.server.schema import ChatMessage, ChatRequest, CompletionRequest, OtherPart, ResponseFormat
+from octavo.server.schema import ChatRequest, CompletionRequest, ResponseFormat
 from octavo.server.settings import ServerSettings
+from octavo.server.tools import template_options, tool_use
 from octavo.settings import SamplingParams
-from octavo.text.answer import AnswerParser
-from octavo.types import Message, Request
+from octavo.text.answer import AnswerForm
+from octavo.text.tokenizer import Tokenizer
+from octavo.types import Request
 from octavo.validate import split_prompts
 from octavo.validate.values import integer
 
@@ -38,6 +40,8 @@ _SAME_NAME = (
     "ignore_eos",
 )
 
+_PLAIN = AnswerForm()
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -48,10 +52,9 @@ class Prepared:
     n: int
     prompt_texts: tuple[str, ...] = ()
     """What echo puts in front, one a prompt."""
-
-    def parser(self) -> AnswerParser:
-        """For one sequence: what becomes of its text."""
-        return AnswerParser()
+    form: AnswerForm = _PLAIN
+    """What the answers may be made of."""
+    tokenizer: Tokenizer | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -78,9 +81,15 @@ def prepare_chat(request: ChatRequest, model: Resident, limits: ServerSettings, 
             f"{model.served.name} has no chat template: use /v1/completions, or an instruct model",
             code="chat_template_missing",
         )
-    generations = frontend.chat(messages, frontend.check_params(params)).of_choices(n)
+    first, form = frontend.answer(
+        messages,
+        frontend.check_params(params),
+        use=tool_use(request, frontend.template, model),
+        options=template_options(request, frontend.template),
+    )
+    generations = first.of_choices(n)
     requests = tuple(_salted(each.begin(), salt, request.cache_salt) for each in generations)
-    return Prepared(generations, requests, n)
+    return Prepared(generations, requests, n, form=form, tokenizer=frontend.tokenizer)
 
 
 def prepare_completion(
@@ -115,35 +124,6 @@ def prepare_completion(
         requests += [_salted(_scored(one.begin(), request), salt, request.cache_salt) for one in each]
         texts.append(_prompt_text(prompt, frontend) if request.echo else "")
     return Prepared(tuple(generations), tuple(requests), n, tuple(texts))
-
-
-def plain_messages(messages: Sequence[ChatMessage], limits: ServerSettings) -> list[Message]:
-    """Role and text of each. Raises HttpFault naming what is no text."""
-    if len(messages) > limits.max_messages:
-        raise bad_request(
-            f"{len(messages)} messages; at most {limits.max_messages} are taken", param="messages"
-        )
-    return [_plain(place, message) for place, message in enumerate(messages)]
-
-
-def _plain(place: int, message: ChatMessage) -> Message:
-    where = f"messages[{place}]"
-    if message.role in ("tool", "function"):
-        raise unsupported(f"{where}.role", "tool calls are not served yet")
-    for name in ("tool_calls", "function_call", "tool_call_id", "audio"):
-        if getattr(message, name):
-            raise unsupported(f"{where}.{name}", "tool calls and sound are not served")
-    content = message.content
-    if content is None:
-        raise bad_request(f"{where}.content is missing", param=f"{where}.content")
-    if not isinstance(content, str):
-        texts = []
-        for number, part in enumerate(content):
-            if isinstance(part, OtherPart):
-                raise unsupported(f"{where}.content[{number}]", f"{part.type} is no text")
-            texts.append(part.text)
-        content = "\n".join(texts)
-    return Message(role=message.role, content=content)
 
 
 def _params(request: Any, base: SamplingParams) -> SamplingParams:
@@ -200,8 +180,6 @@ def _chat_logprobs(request: ChatRequest) -> int | None:
 def _check_chat_only(request: ChatRequest) -> None:
     if request.modalities is not None and request.modalities != ["text"]:
         raise unsupported("modalities", 'only ["text"] is')
-    if request.tool_choice not in (None, "none", "auto"):
-        raise unsupported("tool_choice", "there are no tools to choose")
 
 
 def _choices(n: int | None, prompts: int, limits: ServerSettings) -> int:

@@ -1,22 +1,26 @@
 """POST /v1/responses: the stateless part of OpenAI's newer API, over the same chat as /v1/chat/completions.
 
-Input is text or items, the answer one message item; what would need a store or a tool of the server is refused by
-name. Streams are named events, numbered in order.
+Input is text or items, the answer items too (`octavo.server.response_items`); what would need a store or a tool of
+the server is refused by name. Streams are named events, numbered in order.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
+from octavo.errors import InvalidGrammarError
 from octavo.server.exchange import Exchange
-from octavo.server.faults import bad_request, unsupported
+from octavo.server.faults import HttpFault, bad_request, unsupported
 from octavo.server.models import Resident
 from octavo.server.prepare import Prepared, prepare_chat
+from octavo.server.response_items import Event, Items
 from octavo.server.running import Piece, Running, collect
 from octavo.server.schema import ChatMessage, ChatRequest, InputItem, ResponsesRequest, read
 from octavo.server.service import Service, usage_of
-from octavo.text.answer import AnswerParser
+from octavo.server.tools import grammar_fault
+from octavo.types import FinishReason
 
 _SAME_NAME = (
     "model",
@@ -31,10 +35,15 @@ _SAME_NAME = (
     "user",
 )
 
+_RENAMED = {"reasoning_effort": "reasoning.effort", "response_format": "text.format"}
+"""Fields of chat completions -> their names here."""
+
 
 async def responses(service: Service, exchange: Exchange) -> None:
     values, body = await exchange.json()
     request, without_effect = read(ResponsesRequest, values)
+    if isinstance(request.input, list) and any(item.type == "reasoning" for item in request.input):
+        without_effect += ("input.reasoning",)  # as reasoning_content of chat completions
     service.note_ignored(exchange, without_effect)
     chat = as_chat(request)
 
@@ -45,16 +54,22 @@ async def responses(service: Service, exchange: Exchange) -> None:
             running,
         ):
             answer = _Answer(exchange, model, prepared, request)
-            if request.stream:
-                await _stream(exchange, answer, running)
-            else:
-                (piece,) = await collect(running, 1)
-                parser = prepared.parser()
-                answer.take(parser, piece)
-                exchange.facts.update(usage_of(prepared, [piece]))
-                await exchange.send_json(200, answer.whole(piece))
+            try:
+                if request.stream:
+                    await _stream(exchange, answer, running)
+                else:
+                    (piece,) = await collect(running, 1)
+                    answer.take(piece)
+                    exchange.facts.update(usage_of(prepared, [piece]))
+                    await exchange.send_json(200, answer.whole(piece))
+            except InvalidGrammarError as error:
+                raise grammar_fault(error, prepared.form) from None
 
-    await exchange.answer(work())
+    try:
+        await exchange.answer(work())
+    except HttpFault as fault:
+        fault.param = _RENAMED.get(fault.param or "", fault.param)
+        raise
 
 
 def as_chat(request: ResponsesRequest) -> ChatRequest:
@@ -65,7 +80,8 @@ def as_chat(request: ResponsesRequest) -> ChatRequest:
     if isinstance(request.input, str):
         messages.append(ChatMessage(role="user", content=request.input))
     else:
-        messages += [_message(place, item) for place, item in enumerate(request.input)]
+        for place, item in enumerate(request.input):
+            _add_message(messages, f"input[{place}]", item)
     if request.store:
         raise unsupported("store", "nothing is kept between requests")
     if request.background:
@@ -78,19 +94,69 @@ def as_chat(request: ResponsesRequest) -> ChatRequest:
         **values,
         messages=messages,
         max_tokens=request.max_output_tokens,
-        tools=request.tools,
-        tool_choice=request.tool_choice,
+        tools=None if request.tools is None else [_tool(n, tool) for n, tool in enumerate(request.tools)],
+        tool_choice=_tool_choice(request.tool_choice),
+        parallel_tool_calls=request.parallel_tool_calls,
+        reasoning_effort=_effort(request.reasoning),
         response_format=None if text_format is None else text_format.as_chat(),
     )
 
 
-def _message(place: int, item: InputItem) -> ChatMessage:
-    where = f"input[{place}]"
-    if item.type not in (None, "message"):
-        raise unsupported(f"{where}.type", f"items of type {item.type[:40]} are not served")
-    if item.role is None or item.content is None:
-        raise bad_request(f"{where} needs role and content", param=where)
-    return ChatMessage(role=item.role, content=item.content)
+def _add_message(messages: list[ChatMessage], where: str, item: InputItem) -> None:
+    """An input item as a message, or as a part of the one before."""
+    match item.type:
+        case None | "message":
+            if item.role is None or item.content is None:
+                raise bad_request(f"{where} needs role and content", param=where)
+            messages.append(ChatMessage(role=item.role, content=item.content))
+        case "function_call":
+            call = {
+                "id": item.call_id,
+                "type": "function",
+                "function": {"name": item.name, "arguments": item.arguments},
+            }
+            if item.call_id is None or item.name is None or item.arguments is None:
+                raise bad_request(f"{where} needs call_id, name and arguments", param=where)
+            last = messages[-1] if messages else None
+            if last is None or last.role != "assistant":
+                messages.append(ChatMessage(role="assistant", tool_calls=[call]))
+            else:  # one turn, as the template knows it
+                last.tool_calls = [*(last.tool_calls or []), call]
+        case "function_call_output":
+            if item.call_id is None or item.output is None:
+                raise bad_request(f"{where} needs call_id and output", param=where)
+            messages.append(ChatMessage(role="tool", tool_call_id=item.call_id, content=item.output))
+        case "reasoning":
+            pass
+        case _:
+            raise unsupported(f"{where}.type", f"items of type {item.type[:40]} are not served")
+
+
+def _tool(place: int, tool: Mapping[str, Any]) -> dict[str, Any]:
+    """In the form of chat completions, where a function's parts are an object of their own."""
+    if tool.get("type") != "function":
+        raise unsupported(f"tools[{place}].type", "only function is: the server has no tools of its own")
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
+def _tool_choice(choice: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:
+    if not isinstance(choice, Mapping):
+        return choice
+    if set(choice) == {"type", "name"} and choice["type"] == "function":
+        return {"type": "function", "function": {"name": choice["name"]}}
+    raise unsupported(
+        "tool_choice", 'only "none", "auto", "required" and {"type": "function", "name": ...} are'
+    )
+
+
+def _effort(reasoning: Mapping[str, Any] | None) -> Any:
+    for name, value in (reasoning or {}).items():
+        if name != "effort" and value is not None:
+            raise unsupported(f"reasoning.{name[:40]}", "reasoning is given whole; only effort is")
+    effort = (reasoning or {}).get("effort")
+    if effort is not None and not isinstance(effort, str):
+        raise bad_request("reasoning.effort must be a string", param="reasoning.effort")
+    return effort
 
 
 class _Answer:
@@ -100,21 +166,20 @@ class _Answer:
         self, exchange: Exchange, model: Resident, prepared: Prepared, request: ResponsesRequest
     ) -> None:
         self.id = f"resp_{exchange.id}"
-        self.item_id = f"msg_{exchange.id}"
-        self.text = ""
+        self.items = Items()
         self.prepared = prepared
         self._request = request
         self._model = model.served.name
         self._created = int(time.time())
+        self._parser = prepared.form.parser()
 
-    def take(self, parser: AnswerParser, piece: Piece) -> str:
-        """Add a piece's text; what of it is content."""
-        deltas = parser.push(piece.text)
+    def take(self, piece: Piece) -> list[Event]:
+        """Add a piece's text; the events that tell it."""
+        events = self.items.take(self._parser.push(piece.text))
         if piece.completion is not None:
-            deltas += parser.finish()
-        delta = "".join(each.content for each in deltas)
-        self.text += delta
-        return delta
+            events += self.items.take(self._parser.finish())
+            events += self.items.finish(complete=piece.completion.finish_reason is FinishReason.STOP)
+        return events
 
     def object(self, status: str, **more: Any) -> dict[str, Any]:
         request = self._request
@@ -132,32 +197,20 @@ class _Answer:
             "metadata": request.metadata or {},
             "model": self._model,
             "output": [],
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": (request.reasoning or {}).get("effort"), "summary": None},
             "store": False,
             "temperature": sampling.temperature,
             "text": {"format": {"type": "text"}}
             if request.text is None
             else request.text.model_dump(by_alias=True, exclude_none=True),
-            "tool_choice": "auto",
-            "tools": [],
+            "tool_choice": request.tool_choice or "auto",
+            "tools": request.tools or [],
             "top_p": sampling.top_p,
             "truncation": "disabled",
             "usage": None,
             **more,
-        }
-
-    def part(self, text: str) -> dict[str, Any]:
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-    def item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self.item_id,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": content,
         }
 
     def whole(self, piece: Piece) -> dict[str, Any]:
@@ -171,12 +224,12 @@ class _Answer:
         return self.object(
             status,
             incomplete_details=details,
-            output=[self.item(status, [self.part(self.text)])],
+            output=[item.json() for item in self.items.items],
             usage={
                 "input_tokens": usage["prompt_tokens"],
                 "input_tokens_details": usage["prompt_tokens_details"],
                 "output_tokens": usage["completion_tokens"],
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": usage.get("completion_tokens_details", {"reasoning_tokens": 0}),
                 "total_tokens": usage["total_tokens"],
             },
         )
@@ -190,24 +243,16 @@ async def _stream(exchange: Exchange, answer: _Answer, running: Running) -> None
         await exchange.send_event({"type": kind, "sequence_number": number, **fields}, kind)
         number += 1
 
-    place = {"item_id": answer.item_id, "output_index": 0, "content_index": 0}
-    parser = answer.prepared.parser()
     async for pieces in running:
         for piece in pieces:
             if exchange.status is None:
                 await exchange.start_events()
                 await event("response.created", response=answer.object("in_progress"))
                 await event("response.in_progress", response=answer.object("in_progress"))
-                await event("response.output_item.added", output_index=0, item=answer.item("in_progress", []))
-                await event("response.content_part.added", **place, part=answer.part(""))
-            delta = answer.take(parser, piece)
-            if delta:
-                await event("response.output_text.delta", **place, delta=delta, logprobs=[])
+            for kind, fields in answer.take(piece):
+                await event(f"response.{kind}", **fields)
             if piece.completion is not None:
                 whole = answer.whole(piece)
                 exchange.facts.update(usage_of(answer.prepared, [piece]))
-                await event("response.output_text.done", **place, text=answer.text, logprobs=[])
-                await event("response.content_part.done", **place, part=answer.part(answer.text))
-                await event("response.output_item.done", output_index=0, item=whole["output"][0])
                 await event(f"response.{whole['status']}", response=whole)
     await exchange.end_events()

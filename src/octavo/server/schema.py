@@ -59,6 +59,7 @@ class TextPart(_Strict):
     type: Literal["text", "input_text", "output_text"]
     text: StrictStr
     annotations: list[Any] | None = ignored("citations of earlier turns")
+    logprobs: list[Any] | None = ignored("of earlier turns")
 
 
 class OtherPart(BaseModel):
@@ -66,7 +67,15 @@ class OtherPart(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     type: Literal[
-        "image_url", "input_image", "input_audio", "file", "input_file", "video_url", "audio_url", "refusal"
+        "image_url",
+        "input_image",
+        "input_audio",
+        "file",
+        "input_file",
+        "video_url",
+        "audio_url",
+        "refusal",
+        "reasoning_text",
     ]
 
 
@@ -145,13 +154,22 @@ class ChatRequest(_Sampled):
     max_completion_tokens: StrictInt | None = honoured("the same as max_tokens")
     logprobs: StrictBool | None = honoured("each token's logprob")
     top_logprobs: StrictInt | None = honoured("0 to 20 alternatives, with logprobs")
-    tools: list[dict[str, Any]] | None = refused("tool calls are not served yet")
-    tool_choice: StrictStr | dict[str, Any] | None = honoured(
-        '"none" and "auto" without tools; others need tools'
+    tools: list[dict[str, Any]] | None = honoured(
+        "functions, where the model's template shows them and its syntax of calls is known (Hermes and Qwen 2.5 and 3, "
+        "Llama 3, Mistral); where one is strict, the arguments of all calls follow their schemas"
     )
-    parallel_tool_calls: StrictBool | None = ignored("there are no tool calls")
-    reasoning_effort: StrictStr | None = refused("reasoning is not separated yet")
-    chat_template_kwargs: dict[str, Any] | None = refused("no template variable may be set by a request yet")
+    tool_choice: StrictStr | dict[str, Any] | None = honoured(
+        '"auto"; "none" shows no tool to the model; with "required" or a function\'s name calls are forced, and their '
+        "arguments follow their schemas"
+    )
+    parallel_tool_calls: StrictBool | None = honoured("false: calls after the first are dropped")
+    reasoning_effort: StrictStr | None = honoured(
+        'where the model\'s template knows it; "none" also where it knows enable_thinking'
+    )
+    chat_template_kwargs: dict[str, Any] | None = honoured(
+        "enable_thinking, thinking, preserve_thinking, reasoning_effort, as far as the model's template knows them"
+    )
+    reasoning_budget: StrictInt | None = refused("thinking is not cut; reasoning_effort may shorten it")
     chat_template: StrictStr | None = refused("templates come with the model only")
     functions: list[dict[str, Any]] | None = refused("deprecated by OpenAI; use tools")
     function_call: StrictStr | dict[str, Any] | None = refused("deprecated by OpenAI; use tool_choice")
@@ -182,12 +200,16 @@ class CompletionRequest(_Sampled):
 
 
 class InputItem(BaseModel):
-    """A message; other items are recognised to be refused by name."""
+    """A message, a call of a function or its output; other items are recognised to be refused by name."""
 
     model_config = ConfigDict(extra="allow")
     type: StrictStr | None = None
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: Content = None
+    call_id: StrictStr | None = None
+    name: StrictStr | None = None
+    arguments: StrictStr | None = None
+    output: Content = None
 
 
 class TextFormat(_Strict):
@@ -214,7 +236,10 @@ class ResponsesRequest(_Strict):
     """POST /v1/responses"""
 
     model: StrictStr = honoured("a name of /v1/models", default=...)
-    input: StrictStr | list[InputItem] = honoured("text, or message items with text", default=...)
+    input: StrictStr | list[InputItem] = honoured(
+        "text, or items: messages, function_call and function_call_output; reasoning items have no effect",
+        default=...,
+    )
     instructions: StrictStr | None = honoured("a system message in front")
     max_output_tokens: StrictInt | None = honoured("default: what is left of the context")
     temperature: Number | None = honoured("0 to 100; 0 is greedy")
@@ -225,8 +250,11 @@ class ResponsesRequest(_Strict):
     stop: StrictStr | list[StrictStr] | None = honoured("up to 16 strings; not OpenAI's")
     stream: StrictBool | None = honoured("named events, numbered in order")
     text: ResponseText | None = honoured("format text, json_object or json_schema; verbosity has no effect")
-    tools: list[dict[str, Any]] | None = refused("tool calls are not served yet")
-    tool_choice: StrictStr | dict[str, Any] | None = honoured('"none" and "auto" without tools')
+    tools: list[dict[str, Any]] | None = honoured(
+        "functions only, as in chat completions; strict where it says so, which is not the default here"
+    )
+    tool_choice: StrictStr | dict[str, Any] | None = honoured("as in chat completions")
+    parallel_tool_calls: StrictBool | None = honoured("false: calls after the first are dropped")
     truncation: StrictStr | None = honoured('only "disabled": prompts are never cut')
     store: StrictBool | None = honoured("only false: nothing is kept")
     background: StrictBool | None = honoured("only false")
@@ -237,10 +265,9 @@ class ResponsesRequest(_Strict):
     conversation: StrictStr | dict[str, Any] | None = refused("nothing is kept between requests")
     include: list[StrictStr] | None = refused("there is nothing more to include")
     prompt: dict[str, Any] | None = refused("there are no stored prompts")
-    reasoning: dict[str, Any] | None = refused("reasoning is not separated yet")
+    reasoning: dict[str, Any] | None = honoured("effort, as reasoning_effort of chat completions")
     top_logprobs: StrictInt | None = refused("use /v1/chat/completions for logprobs")
-    max_tool_calls: StrictInt | None = ignored("there are no tool calls")
-    parallel_tool_calls: StrictBool | None = ignored("there are no tool calls")
+    max_tool_calls: StrictInt | None = ignored("it counts the server's own tools, and there are none")
     stream_options: StreamOptions | None = ignored("usage comes with the last event anyway")
     metadata: dict[str, Any] | None = honoured("given back as it is")
     user: StrictStr | None = ignored("no accounts here")

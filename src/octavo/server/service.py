@@ -18,6 +18,7 @@ from octavo.server.models import Models, Resident
 from octavo.server.prepare import Prepared
 from octavo.server.running import Piece, Running
 from octavo.server.settings import ServerSettings
+from octavo.server.tokens_json import reasoning_tokens
 from octavo.server.worker_link import WorkerLostError
 from octavo.version import __version__
 
@@ -111,12 +112,16 @@ def usage_of(prepared: Prepared, pieces: Sequence[Piece]) -> dict[str, Any]:
         for piece in pieces
         if piece.completion and piece.index % prepared.n == 0
     )
-    return {
+    usage = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+    if prepared.form.thinks and prepared.tokenizer is not None:
+        thought = sum(reasoning_tokens(prepared.tokenizer, prepared.form, each.token_ids) for each in done)
+        usage["completion_tokens_details"] = {"reasoning_tokens": thought}
+    return usage
 
 
 def fingerprint(model: Resident) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from octavo.text.answer import REASONING_BEGIN, REASONING_END, AnswerForm
+from octavo.text.detokenizer import Detokenizer
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import TokenLogprob
 
@@ -33,6 +35,25 @@ class TokenNames:
             return raw.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def reasoning_tokens(tokenizer: Tokenizer, form: AnswerForm, token_ids: Iterable[int]) -> int:
+    """How many of an answer's tokens are reasoning, its markers among them."""
+    if not form.thinks:
+        return 0
+    pieces = Detokenizer(tokenizer, shown=frozenset(form.shown.values()))
+    begun, text, count = form.thinking, "", 0
+    for count, token_id in enumerate(token_ids, 1):
+        text += pieces.push(token_id)
+        if not begun:
+            begun = text.lstrip().startswith(REASONING_BEGIN)
+            if not begun and not REASONING_BEGIN.startswith(text.lstrip()):
+                return 0
+        if REASONING_END in text:
+            return count
+        if begun:
+            text = text[-len(REASONING_END) :]
+    return count if begun else 0
 
 
 def chat_logprobs(names: TokenNames, logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ marker, and white space that a marker would swallow.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from octavo.text.tool_calls import ToolCallDelta, ToolCallReader
 from octavo.text.tool_syntax import ToolSyntax
@@ -25,11 +25,57 @@ class AnswerDelta:
     tool_call: ToolCallDelta | None = None
 
 
+@dataclass(slots=True)
+class Said:
+    """The parts of an answer as they have come so far."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: list[tuple[str, list[str]]] = field(default_factory=list)
+    """(name, pieces of the arguments)"""
+
+    def take(self, deltas: Iterable[AnswerDelta]) -> None:
+        for delta in deltas:
+            self.content += delta.content
+            self.reasoning += delta.reasoning
+            if (call := delta.tool_call) is not None:
+                if call.name is not None:
+                    self.calls.append((call.name, []))
+                self.calls[call.index][1].append(call.arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """What an answer may be made of. Its text is to come with the control tokens `shown` spelled out."""
+
+    syntax: ToolSyntax | None = None
+    tools: frozenset[str] = frozenset()
+    """Names that may be called; none where calls are not looked for."""
+    single_call: bool = False
+    thinks: bool = False
+    thinking: bool = False
+    shown: Mapping[str, int] = field(default_factory=dict)
+    """Markers that are control tokens of the vocabulary: spelling -> id."""
+
+    def parser(self) -> AnswerParser:
+        """For one answer."""
+        return AnswerParser(
+            syntax=self.syntax,
+            tools=self.tools,
+            single_call=self.single_call,
+            thinks=self.thinks,
+            thinking=self.thinking,
+            hidden=tuple(self.shown),
+        )
+
+
 class AnswerParser:
     """For one answer, from one thread.
 
     `syntax` and `tools` (names that may be called): None, or no names, where calls are not looked for.
+    `single_call`: calls after the first, and all that follows them, are dropped.
     `thinks`: a leading <think> block is reasoning. `thinking`: the prompt has already opened it.
+    `hidden`: control tokens that the text spells out; where they mark nothing they are left out of the content.
     """
 
     def __init__(
@@ -37,11 +83,19 @@ class AnswerParser:
         *,
         syntax: ToolSyntax | None = None,
         tools: Collection[str] = (),
+        single_call: bool = False,
         thinks: bool = False,
         thinking: bool = False,
+        hidden: Collection[str] = (),
     ) -> None:
         self._syntax = syntax if tools else None
         self._tools = tools
+        self._single_call = single_call
+        self._hidden = hidden
+        begin = () if self._syntax is None else (self._syntax.begin,)
+        self._strays = tuple(marker for marker in hidden if marker not in begin)
+        self._markers = (*self._strays, *begin)
+        """What no content may be cut within."""
         self._thinks = thinks and not thinking
         self._reasoning = thinking
         self._trim = thinking
@@ -53,6 +107,8 @@ class AnswerParser:
         self._opening = ""
         """The marker that opened the calls being read, with the white space before it."""
         self._next_index = 0
+        self._over = False
+        """A call was dropped, and with it the rest of the answer."""
 
     @property
     def called(self) -> bool:
@@ -61,7 +117,7 @@ class AnswerParser:
 
     def push(self, text: str) -> list[AnswerDelta]:
         self._held += text
-        return self._advance(last=False)
+        return self._wanted(self._advance(last=False))
 
     def finish(self) -> list[AnswerDelta]:
         """The answer is over: what was held back."""
@@ -71,9 +127,18 @@ class AnswerParser:
             if rest and not self._calls.calls:
                 rest = self._opening + rest
             self._leave_calls()
-            if rest:
-                deltas.append(AnswerDelta(content=rest))
-        return deltas
+            self._give(deltas, self._without_hidden(rest))
+        return self._wanted(deltas)
+
+    def _wanted(self, deltas: list[AnswerDelta]) -> list[AnswerDelta]:
+        if not self._single_call:
+            return deltas
+        kept = []
+        for delta in deltas:
+            self._over = self._over or (delta.tool_call is not None and delta.tool_call.index > 0)
+            if not self._over:
+                kept.append(delta)
+        return kept
 
     def _advance(self, *, last: bool) -> list[AnswerDelta]:
         deltas: list[AnswerDelta] = []
@@ -94,7 +159,7 @@ class AnswerParser:
             self._held = calls.rest
             self._trim = calls.calls > 0
             if not calls.calls and self._opening:
-                self._give(deltas, self._opening)
+                self._give(deltas, self._without_hidden(self._opening))
             self._leave_calls()
 
     def _leave_calls(self) -> None:
@@ -131,25 +196,32 @@ class AnswerParser:
             if not last and REASONING_BEGIN.startswith(start):
                 return False
         syntax = self._syntax
-        if syntax is None:
-            self._held = ""
-            self._give(deltas, text)
-            return False
-        if syntax.bare and self._first and start.startswith("{"):
+        if syntax is not None and syntax.bare and self._first and start.startswith("{"):
             self._start_calls(start, "")
             return True
-        before, found, after = text.partition(syntax.begin)
-        if found:
+        before, found, after = (text, "", "") if syntax is None else text.partition(syntax.begin)
+        stray = min(self._strays, key=lambda marker: _place(before, marker), default="")
+        if stray and stray in before:
+            self._held = text.replace(stray, "", 1)
+            return True
+        if found and syntax is not None:
             content = before.rstrip()
             self._give(deltas, content)
             self._start_calls(after, before[len(content) :] + syntax.begin)
             return True
         piece = text
-        if not last:  # white space before a marker goes with it
-            piece = text[: len(text) - _held_back(text, syntax.begin)].rstrip()
+        if not last and self._markers:
+            piece = text[: len(text) - max(_held_back(text, marker) for marker in self._markers)]
+            if syntax is not None:  # white space before a marker goes with it
+                piece = piece.rstrip()
         self._held = text[len(piece) :]
         self._give(deltas, piece)
         return False
+
+    def _without_hidden(self, text: str) -> str:
+        for marker in self._hidden:
+            text = text.replace(marker, "")
+        return text
 
     def _give(self, deltas: list[AnswerDelta], content: str) -> None:
         if content:
@@ -160,6 +232,11 @@ class AnswerParser:
         assert self._syntax is not None
         self._calls = ToolCallReader(self._syntax, self._tools, self._next_index)
         self._held, self._opening, self._first = text, opening, False
+
+
+def _place(text: str, marker: str) -> int:
+    place = text.find(marker)
+    return len(text) if place < 0 else place
 
 
 def _held_back(text: str, marker: str) -> int:

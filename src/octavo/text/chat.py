@@ -8,6 +8,7 @@ template itself wrote (`octavo.text.template_environment`); only those can becom
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import textwrap
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from octavo.text.template_variables import (
     tool_variables,
 )
 from octavo.text.tokenizer import Tokenizer
-from octavo.text.tool_syntax import ToolSyntax, tool_syntax_of
+from octavo.text.tool_syntax import MISTRAL, ToolSyntax, tool_syntax_of
 from octavo.types import Message, TemplateOptions, Tool
 
 MAX_TEMPLATE_CHARACTERS = 1 << 18
@@ -52,6 +53,11 @@ class RenderedPrompt:
     def thinking(self) -> bool:
         """Whether the prompt ends within a block of reasoning that the answer goes on with."""
         return self.text.rstrip().endswith(REASONING_BEGIN)
+
+    @property
+    def thought(self) -> bool:
+        """Whether the prompt ends with a block that is closed: the answer is to come without reasoning."""
+        return self.text.rstrip().endswith(REASONING_END)
 
 
 class ChatTemplate:
@@ -150,6 +156,7 @@ class ChatTemplate:
                 messages,
                 developer_as_system="developer" not in self._source,
                 arguments_as_text=arguments_as_text,
+                short_call_ids=self.tool_syntax is MISTRAL,
             ),
             "tools": tool_variables(tools),
             "documents": None,
@@ -185,6 +192,10 @@ class ChatTemplate:
     def thinks(self) -> bool:
         """Whether the template knows of reasoning before an answer."""
         return REASONING_END in self._source
+
+    def mentions(self, variable: str) -> bool:
+        """Whether the template's source has this name: then setting the variable may change something."""
+        return re.search(rf"\b{re.escape(variable)}\b", self._source) is not None
 
     @property
     def tool_syntax(self) -> ToolSyntax | None:

@@ -2,16 +2,19 @@
 
 llguidance parses; here it gets this model's token bytes, its words become ours, and what it would ignore is
 refused. A control token is never allowed but for the model's own stop tokens, and those only where the grammar
-may end. Sizes are `octavo.validate`'s business. Shape letter: V vocabulary, the width of the logits.
+may end, and for the markers of reasoning and of tool calls where a grammar of ours puts them. Sizes are
+`octavo.validate`'s business. Shape letter: V vocabulary, the width of the logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.errors import InvalidGrammarError
+from octavo.text.answer import REASONING_BEGIN, REASONING_END
 from octavo.text.grammar_errors import explain, explain_schema, refuse_unkept
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Grammar
@@ -25,6 +28,9 @@ _KEPT_GRAMMARS = 64
 
 _WHITESPACE = r"[ \t\n\r]{1,64}"
 """Between the tokens of JSON. JSON itself has no bound, and small models fall into endless whitespace."""
+
+SCHEMA_OPTIONS = {"whitespace_pattern": _WHITESPACE, "lenient": False, "coerce_one_of": False}
+"""How JSON is written that a schema of a tool's arguments asks for."""
 
 _FINISHED = ("NotStopped", "NoExtension", "NoExtensionBias", "EndOfSentence")
 """Reasons of a parser that stopped because the text is complete, or not at all; others are limits it hit."""
@@ -61,7 +67,12 @@ class Grammars:
 
         words = llguidance.TokenizerWrapper(_Words(self._text, self._vocab_size, self._ends[0]))
         tokenizer = llguidance.LLTokenizer(words, eos_token=list(self._ends))
-        return lru_cache(maxsize=_KEPT_GRAMMARS)(partial(_compile, tokenizer))
+        marks = {
+            spelling: self._text.added_tokens[spelling]
+            for spelling in (REASONING_BEGIN, REASONING_END)
+            if self._text.added_tokens.get(spelling) in self._text.reserved_token_ids
+        }
+        return lru_cache(maxsize=_KEPT_GRAMMARS)(partial(_compile, tokenizer, marks))
 
 
 class GrammarConstraint:
@@ -150,7 +161,9 @@ class _Words:
         return ids
 
 
-def _compile(tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> llguidance.LLMatcher:
+def _compile(
+    tokenizer: llguidance.LLTokenizer, marks: Mapping[str, int], grammar: Grammar
+) -> llguidance.LLMatcher:
     from llguidance import LLMatcher, LLParserLimits, regex_to_lark
 
     def matcher(text: str) -> llguidance.LLMatcher:
@@ -158,19 +171,40 @@ def _compile(tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> llguidance.
 
     match grammar.kind:
         case "json_schema":
-            made = matcher(_from_schema(grammar.text))
-            if said := _error(made):
-                raise explain_schema(grammar.text, said, lambda text: _error(matcher(_from_schema(text))))
-            return made
+            text = _from_schema(grammar.text)
         case "regex":
             # Classes such as \d are ASCII's: who asks for digits wants 0 to 9.
-            made = matcher(LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(grammar.text, 'dws')}/"))
+            text = LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(grammar.text, 'dws')}/")
         case "lark":
             refuse_unkept(grammar.text)
-            made = matcher(LLMatcher.grammar_from_lark(grammar.text))
+            text = LLMatcher.grammar_from_lark(grammar.text)
+        case "tool_calls":
+            text = LLMatcher.grammar_from_lark(grammar.text)
+    made = matcher(text)
     if said := _error(made):
+        if grammar.kind == "json_schema":
+            raise explain_schema(grammar.text, said, lambda text: _error(matcher(_from_schema(text))))
         raise explain(grammar, said)
+    if grammar.after_reasoning != "no":
+        content = json.loads(text)["grammars"][0] if grammar.kind == "json_schema" else {"lark_grammar": text}
+        made = matcher(_after_reasoning(content, marks, opened=grammar.after_reasoning == "yes"))
+        if said := _error(made):
+            raise explain(grammar, said)
     return made
+
+
+def _after_reasoning(content: Mapping[str, Any], marks: Mapping[str, int], *, opened: bool) -> str:
+    """A grammar behind a block of reasoning. `marks`: the block's markers that are control tokens."""
+    if REASONING_END in marks:
+        end, thoughts = f"thoughts? <[{marks[REASONING_END]}]>", "thoughts: /(?s:.+)/"
+    else:
+        end, thoughts = "thoughts", f"thoughts[lazy]: /(?s:.*)<\\/{REASONING_END.removeprefix('</')}/"
+    begin = f"<[{marks[REASONING_BEGIN]}]>" if REASONING_BEGIN in marks else json.dumps(REASONING_BEGIN)
+    block = f"{end} SPACE?" if opened else f"({begin} {end} SPACE?)?"
+    rules = f"start: {block} content\n{thoughts}\nSPACE: /[ \\t\\r\\n]{{1,8}}/\ncontent: @content\n"
+    return json.dumps(
+        {"grammars": [{"name": "answer", "lark_grammar": rules}, {**content, "name": "content"}]}
+    )
 
 
 def _from_schema(text: str) -> str:

@@ -14,7 +14,12 @@ from typing import Any
 from octavo.errors import InvalidGrammarError
 from octavo.types import Grammar
 
-_NAMES = {"regex": "the regular expression", "lark": "the Lark grammar"}
+_NAMES = {
+    "regex": "the regular expression",
+    "lark": "the Lark grammar",
+    "json_schema": "the JSON schema",
+    "tool_calls": "the schemas of the tools",
+}
 
 _SHOWN_CHARACTERS = 200
 
@@ -26,8 +31,9 @@ _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "de
 _DATA = ("enum", "const", "default", "examples")
 """Keywords whose values are data: what looks like a keyword inside them is none."""
 
-_LARK_TEXT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/')
-"""Strings, comments and regular expressions: what is left are rules and directives."""
+_LARK_TEXT = re.compile(r'"(?:\\.|[^"\\\n])*"|(?://|#)[^\n]*|/(?:\\.|[^/\\])+/')
+"""Strings, comments and regular expressions, cut as llguidance cuts them (a regular expression may span lines): what
+is left are rules and directives. A cut of ours that differed would let a special token through."""
 _LARK_UNKEPT = (
     (re.compile(r"<"), "a special token: text alone can be asked for"),
     (re.compile(r"%llguidance\b"), "%llguidance, which Octavo does not pass on"),
@@ -39,7 +45,7 @@ _LARK_UNKEPT = (
 
 def refuse_unkept(lark: str) -> None:
     """Raises InvalidGrammarError for what llguidance would take and we could not keep."""
-    rules = _LARK_TEXT.sub(lambda found: " " * len(found[0]), lark)
+    rules = _LARK_TEXT.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), lark)
     for pattern, what in _LARK_UNKEPT:
         if (found := pattern.search(rules)) is not None:
             raise InvalidGrammarError(
@@ -49,9 +55,14 @@ def refuse_unkept(lark: str) -> None:
 
 
 def explain(grammar: Grammar, said: str) -> InvalidGrammarError:
-    """An error that llguidance gave for a regular expression or Lark rules, as ours."""
+    """An error that llguidance gave for a regular expression, Lark rules or tools, as ours."""
     what, said = _NAMES[grammar.kind], said.removeprefix("panic: ")
-    if grammar.kind == "regex":
+    if grammar.kind in ("tool_calls", "json_schema"):
+        place, (_, reason) = "", _place_in_lark(said)
+        remedy = "Take simpler schemas" + (
+            ', or tool_choice "auto" without strict.' if grammar.kind == "tool_calls" else "."
+        )
+    elif grammar.kind == "regex":
         place, reason = _place_in_regex(grammar.text, said)
         remedy = "Correct it; it is anchored at both ends, and has no look-around or back references."
     else:

@@ -6,7 +6,9 @@ gives (content, names, arguments, definitions of tools) is a plain string, which
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,8 @@ from octavo.types import Message, Tool, ToolCall
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles a message may have. Templates build control tokens from roles, so there are no others."""
+
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -42,12 +46,17 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def message_variables(
-    messages: Sequence[Message], *, developer_as_system: bool, arguments_as_text: bool
+    messages: Sequence[Message],
+    *,
+    developer_as_system: bool,
+    arguments_as_text: bool,
+    short_call_ids: bool,
 ) -> list[dict[str, Any]]:
     """What a template gets as `messages`.
 
     `arguments_as_text`: the arguments of earlier calls as JSON text instead of as objects; templates want one or
-    the other, most of them objects.
+    the other, most of them objects. `short_call_ids`: ids of calls as nine letters and digits, the only ones that
+    Mistral's templates take.
     """
     made = []
     for message in messages:
@@ -58,8 +67,15 @@ def message_variables(
         for key in ("reasoning_content", "tool_call_id", "name"):
             if key in message:
                 variables[key] = str(message[key])
+        if short_call_ids and "tool_call_id" in variables:
+            variables["tool_call_id"] = _short(variables["tool_call_id"])
         if message.get("tool_calls"):
-            variables["tool_calls"] = [_call(call, arguments_as_text) for call in message["tool_calls"]]
+            calls = variables["tool_calls"] = [
+                _call(call, arguments_as_text) for call in message["tool_calls"]
+            ]
+            if short_call_ids:
+                for call in calls:
+                    call["id"] = _short(call["id"])
         made.append(variables)
     return made
 
@@ -85,6 +101,13 @@ def _call(call: ToolCall, arguments_as_text: bool) -> dict[str, Any]:
         "type": TemplateText("function"),
         "function": {"name": str(function["name"]), "arguments": arguments},
     }
+
+
+def _short(call_id: str) -> str:
+    """The same id each time; one that is short enough stays."""
+    if _SHORT_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
 
 def _texts(message: Mapping[str, Any]) -> list[str]:
