@@ -70,6 +70,8 @@ def _served(given: str | None, loading: dict[str, Any]) -> ServedModel:
     note_all(configuration.notices)
     resolved = configuration.resolve()
     check(resolved)
+    if resolved.fallback is not None:
+        note(f"serve takes no fallback: where {target} cannot be loaded, its requests are refused")
     if not names:
         names = (_name_of(target or resolved.settings.model),)
     return ServedModel(names[0], names[1:], resolved.settings, resolved.sampling)

@@ -116,6 +116,8 @@ class App:
         except Exception as error:
             route = scope.get("octavo.route", route)
             fault = fault_from(error, exchange.id)
+            if self.service.draining and fault.code == "engine_restarting":
+                fault = unavailable("the server is shutting down", "shutting_down", 10)
             exchange.facts["code"] = fault.code
             if fault.status >= 500 and fault.code == "internal_error":
                 _log.error(

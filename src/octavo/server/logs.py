@@ -11,7 +11,7 @@ import os
 import re
 import sys
 
-_PATH = re.compile(r"(?<![\w/])(?:~|/|[A-Za-z]:\\)[^\s'\",;]+")
+_PATH = re.compile(r"(?<![\w/])(?:~|/(?!/)|[A-Za-z]:\\)[^\s'\",;]+")
 
 
 def without_paths(text: str) -> str:

@@ -167,11 +167,10 @@ class Models:
         return {name: self._status(entry) for name, entry in self._entries.items()}
 
     def is_ready(self) -> bool:
-        """Whether a request for any model that was started can be answered now."""
-        states = [entry.state for entry in self._entries.values()]
-        if self._closing or any(state in ("restarting", "failed") for state in states):
-            return False
-        return "ready" in states or "loading" not in states
+        """Whether there is a model that answers now, or none was asked for yet. One that cannot be loaded does not
+        take the others' place behind a load balancer."""
+        states = {entry.state for entry in self._entries.values()}
+        return not self._closing and ("ready" in states or not states & {"loading", "restarting", "failed"})
 
     def _status(self, entry: _Entry) -> dict[str, Any]:
         found: dict[str, Any] = {"state": entry.state}
