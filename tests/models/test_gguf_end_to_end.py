@@ -8,7 +8,7 @@ factors as tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from transformers import (
 )
 
 from octavo import LLM
+from octavo.errors import UnsupportedConfigError
 
 _ARCH = gguf.MODEL_ARCH
 _SIZES: dict[str, Any] = {
@@ -259,7 +260,14 @@ def add_own_keys(writer: gguf.GGUFWriter, config: Any) -> None:
 _Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 
-def write_gguf(path: Path, arch: Any, theirs: torch.nn.Module, *, quantized: bool = False) -> None:
+def write_gguf(
+    path: Path,
+    arch: Any,
+    theirs: torch.nn.Module,
+    *,
+    quantized: bool = False,
+    more: Mapping[str, np.ndarray] | None = None,
+) -> None:
     config: Any = theirs.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -291,6 +299,8 @@ def write_gguf(path: Path, arch: Any, theirs: torch.nn.Module, *, quantized: boo
             writer.add_tensor(stored_as, gguf.quants.quantize(array, _Q8_0), raw_dtype=_Q8_0)
         else:
             writer.add_tensor(stored_as, array)
+    for name, array in (more or {}).items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -310,6 +320,15 @@ def test_scores_are_those_of_transformers(case, make, prompt_ids, tmp_path):
         with LLM(path, quant="none", runner=runner, **settings) as llm:
             scored = torch.tensor(llm.score(prompt_ids).logprobs)
         torch.testing.assert_close(scored, expected, rtol=1e-3, atol=rounding)
+
+
+def test_a_bias_that_the_architecture_has_no_place_for_is_refused(make, tmp_path):
+    """llama.cpp would add it; a file that we load without it would answer otherwise."""
+    arch, config = CASES["llama"]
+    path = tmp_path / "model.gguf"
+    write_gguf(path, arch, make(config).theirs, more={"blk.0.attn_output.bias": np.ones(64, np.float32)})
+    with pytest.raises(UnsupportedConfigError, match=r"blk\.0\.attn_output\.bias"):
+        LLM(path, device="cpu", cache=False, context=128)
 
 
 @pytest.mark.parametrize("case", ["llama", "phi3", "mixtral"])
