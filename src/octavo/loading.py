@@ -6,7 +6,7 @@ The order is the point: nothing is read before the plan says that it fits, and n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from octavo.backends.base import Backend
@@ -19,6 +19,7 @@ from octavo.load_plan import LoadPlan
 from octavo.models import build_model
 from octavo.models.parameters import Parameter
 from octavo.models.spec import ModelSpec
+from octavo.models.unread import unread_notices, unread_tensors
 from octavo.plan import make_plan
 from octavo.quant.checkpoint import open_quantized
 from octavo.quant.format import Format
@@ -67,6 +68,9 @@ def plan_model(settings: Settings, *, progress: Progress | None = None) -> Plann
     spec, parameters = build_model(
         source.config, source.naming, tensors=source.tensors, context_tokens=settings.context
     )
+
+    unread = unread_tensors(spec, parameters, source.naming, source.tensors)
+    source = replace(source, notices=(*source.notices, *unread_notices(unread, spec.family)))
 
     def formats(quant: str) -> Mapping[str, Format]:
         return choose_formats(parameters, source.tensors, quant)

@@ -8,7 +8,7 @@ factors as tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from transformers import (
 )
 
 from octavo import LLM, SamplingParams
+from octavo.errors import UnsupportedConfigError
 
 _ARCH = gguf.MODEL_ARCH
 _SIZES: dict[str, Any] = {
@@ -292,6 +293,7 @@ def write_gguf(
     quantized: bool = False,
     split_tensors: int = 0,
     old: bool = False,
+    more: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     config: Any = theirs.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch], split_max_tensors=split_tensors)
@@ -321,6 +323,8 @@ def write_gguf(
         assert stored_as is not None, name
         for part, values in apart(config, stored_as, array) if old else [(stored_as, array)]:
             add_tensor(writer, part, np.ascontiguousarray(values), quantized=quantized)
+    for name, array in (more or {}).items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -359,6 +363,15 @@ def test_files_of_older_converters_are_the_same_model(case, quantized, make, pro
     ]
     assert tensors[0] != tensors[1]
     assert scores[0] == scores[1]
+
+
+def test_a_bias_that_the_architecture_has_no_place_for_is_refused(make, tmp_path):
+    """llama.cpp would add it; a file that we load without it would answer otherwise."""
+    arch, config = CASES["llama"]
+    path = tmp_path / "model.gguf"
+    write_gguf(path, arch, make(config).theirs, more={"blk.0.attn_output.bias": np.ones(64, np.float32)})
+    with pytest.raises(UnsupportedConfigError, match=r"blk\.0\.attn_output\.bias"):
+        LLM(path, device="cpu", cache=False, context=128)
 
 
 @pytest.mark.parametrize("case", ["llama", "phi3", "mixtral"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from octavo import LLM, SamplingParams
 
@@ -96,6 +97,16 @@ def test_experts_apart_or_in_a_stack(tiny, prompt_ids, tmp_path):
         with LLM(path, runner="reference", **_SETTINGS) as llm:
             found.append(llm.score(prompt_ids).logprobs)
     assert found[0] == found[1]
+
+
+def test_a_tensor_that_is_left_unread_is_said(tiny, tmp_path):
+    tiny("llama").theirs.save_pretrained(tmp_path)
+    with LLM(tmp_path, runner="reference", **_SETTINGS) as llm:
+        assert not [notice for notice in llm.notices if "unread" in notice]
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | {"model.layers.0.self_attn.sinks": torch.ones(4)}, path)
+    with LLM(tmp_path, runner="reference", **_SETTINGS) as llm:
+        assert [notice for notice in llm.notices if "self_attn.sinks" in notice and "unread" in notice]
 
 
 def test_older_configs_say_the_same(tiny, prompt_ids, tmp_path):

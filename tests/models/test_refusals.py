@@ -7,12 +7,14 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import Gemma3TextConfig
+from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3TextConfig
 
 from octavo.errors import IncompatibleModelError, ModelFormatError, UnsafeFileError, UnsupportedConfigError
 from octavo.models import build_model
+from octavo.models.unread import unread_notices, unread_tensors
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -67,6 +69,16 @@ def test_the_configs_themselves_are_taken():
         (LLAMA, {"rope_scaling": "linear"}, "rope_scaling"),
         (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         (LLAMA, {"rope_scaling": {"partial_rotary_factor": 0.5}}, "rope_scaling.partial_rotary_factor"),
+        (LLAMA, {"is_causal": False}, "is_causal"),
+        (LLAMA, {"is_encoder_decoder": True}, "is_encoder_decoder"),
+        (LLAMA, {"add_cross_attention": True}, "add_cross_attention"),
+        (LLAMA, {"cross_attention_hidden_size": 64}, "cross_attention_hidden_size"),
+        (LLAMA, {"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        (LLAMA, {"scale_attn_weights": False}, "scale_attn_weights"),
+        (LLAMA, {"rotary_pct": 0}, "rotary_pct"),
+        (LLAMA, {"residual_multiplier": 0.0}, "residual_multiplier"),
+        (GEMMA2, {"is_causal": False}, "is_causal"),
+        (GEMMA2, {"sliding_window": None}, "sliding_window"),
         (GEMMA2, {"hidden_activation": "silu"}, "hidden_activation"),
         (GEMMA2, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         (GEMMA2, {"layer_types": ["full_attention"]}, "layer_types"),
@@ -97,6 +109,7 @@ def test_what_cannot_be_computed_is_refused_by_name(base, change, key):
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),
         ("cohere", {"use_qk_norm": True}, "use_qk_norm"),
         ("cohere2", {"rotary_pct": 0.5}, "rotary_pct"),
+        *((f, {"sliding_window": None}, "sliding_window") for f in ("gemma2", "gemma3", "cohere2", "olmo3")),
         ("mixtral", {"n_shared_experts": 1}, "n_shared_experts"),
         ("qwen3-moe", {"mlp_only_layers": "none"}, "mlp_only_layers"),
     ],
@@ -105,6 +118,72 @@ def test_what_a_family_cannot_compute_is_refused_by_name(family, change, key, co
     with pytest.raises(UnsupportedConfigError) as caught:
         build(config_of(family) | change)
     assert caught.value.key == key
+
+
+def test_what_is_on_anyway_or_off_is_taken():
+    """The negative control of the keys that are refused otherwise."""
+    on = {"is_causal": True, "scale_attn_weights": True, "rotary_pct": 1.0, "logit_scale": 1.0}
+    off = {"is_encoder_decoder": False, "add_cross_attention": False, "pruned_heads": {}, "logit_bias": 0}
+    assert build(LLAMA | on | off) == build(LLAMA)
+    assert build(LLAMA | dict.fromkeys(on)) == build(LLAMA)
+
+
+def test_a_null_window_is_no_window_where_no_layer_has_one():
+    spec = build(GEMMA2 | {"sliding_window": None, "layer_types": ["full_attention"] * 2})
+    assert [layer.mixer.window for layer in spec.layers] == [None, None]
+    silent = {key: value for key, value in GEMMA2.items() if key != "sliding_window"}
+    assert build(silent).layers[0].mixer.window == Gemma2Config().sliding_window
+
+
+def test_transformers_has_no_model_of_a_null_window_either():
+    config = Gemma2Config(**GEMMA2 | {"sliding_window": None, "pad_token_id": None})
+    theirs = Gemma2ForCausalLM(config)
+    with pytest.raises(ValueError, match="sliding_window"):
+        theirs(torch.zeros(1, 4, dtype=torch.long), use_cache=False)
+
+
+def gguf_tensors() -> list[str]:
+    return [parameter.source for parameter in build_model(LLAMA, "gguf")[1]]
+
+
+def test_a_gguf_whose_tensors_are_all_read_is_taken():
+    names = [*gguf_tensors(), "blk.0.attn_rot_embd.weight"]
+    assert build_model(LLAMA, "gguf", tensors=names) == build_model(LLAMA, "gguf")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blk.0.attn_output.bias",
+        "blk.1.attn_q.bias",
+        "blk.0.ffn_down.bias",
+        "output.bias",
+        "blk.2.attn_q.weight",
+    ],
+)
+def test_a_gguf_tensor_that_no_parameter_reads_is_refused_by_name(name):
+    with pytest.raises(UnsupportedConfigError) as caught:
+        build_model(LLAMA, "gguf", tensors=[*gguf_tensors(), name])
+    assert caught.value.key == name
+    assert name in caught.value.message
+
+
+def test_a_tensor_that_no_parameter_reads_is_noticed():
+    spec, parameters = build_model(LLAMA, "huggingface")
+    names = [parameter.source for parameter in parameters]
+    copies = ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"]
+    assert unread_tensors(spec, parameters, "huggingface", names + copies) == []
+    assert unread_notices([], "llama") == ()
+    others = [f"model.layers.{i}.self_attn.o_proj.bias" for i in range(1200)]
+    unread = unread_tensors(spec, parameters, "huggingface", names + copies + others)
+    assert unread == others
+    (notice,) = unread_notices(unread, "llama")
+    assert others[0] in notice
+    assert "1,197 more" in notice
+    assert len(notice) < 300
+    untied, its = build_model(LLAMA | {"tie_word_embeddings": False}, "huggingface")
+    other_head = ["vision.lm_head.weight"]
+    assert unread_tensors(untied, its, "huggingface", other_head) == other_head
 
 
 def test_a_key_of_a_nested_config_is_named_with_its_place(config_of):

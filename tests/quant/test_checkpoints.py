@@ -422,12 +422,78 @@ def test_settings_that_change_the_numbers_are_refused_by_name(stem, changes, key
     assert raised.value.key == key
 
 
+def weights_scheme(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """The compressed-tensors config with its weights' scheme changed."""
+    ((name, group),) = config["config_groups"].items()
+    return {**config, "config_groups": {name: {**group, "weights": {**group["weights"], **changes}}}}
+
+
+@pytest.mark.parametrize(
+    ("stem", "part"),
+    [
+        ("gptq-4-act", "g_idx"),
+        ("compressed-w4a16-zero", "weight_zero_point"),
+        ("compressed-w8a16-zero", "weight_zero_point"),
+    ],
+)
+def test_a_part_that_the_config_promises_must_be_there(stem, part):
+    source, _ = fixture(Path(__file__).parent / "checkpoints" / f"{stem}.safetensors")
+    config = source.config["quantization_config"]
+    without = {name: tensor for name, tensor in source.tensors.items() if name != f"q.{part}"}
+    assert len(without) == len(source.tensors) - 1
+    with pytest.raises(ModelFormatError, match=f"q has no {part}, though the config"):
+        open_quantized(source_of(config, without))
+
+
+@pytest.mark.parametrize("actorder", ["group", "dynamic", True])
+@pytest.mark.parametrize("stem", ["compressed-w4a16-g32", "compressed-w8a16-zero"])
+def test_an_order_by_group_must_be_there(stem, actorder):
+    source, _ = fixture(Path(__file__).parent / "checkpoints" / f"{stem}.safetensors")
+    config = source.config["quantization_config"]
+    with pytest.raises(ModelFormatError, match="q has no weight_g_idx, though the config"):
+        open_quantized(source_of(weights_scheme(config, actorder=actorder), source.tensors))
+    for in_order in ("weight", "static", False, None):
+        packed(source_of(weights_scheme(config, actorder=in_order), source.tensors))
+    with pytest.raises(UnsupportedConfigError, match="actorder"):
+        open_quantized(source_of(weights_scheme(config, actorder="new"), source.tensors))
+
+
+def test_int8_weights_have_what_their_scheme_promises():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-128, 128, (4, 64)).astype(np.int8)
+    scales = rng.random((4, 2)).astype(np.float32)
+    groups = rng.permutation(np.repeat([0, 1], 32)).astype(np.int32)
+    tensors = {
+        name: ArrayTensor(name, dtype, values.shape, values)
+        for name, dtype, values in (
+            ("q.weight", "i8", codes),
+            ("q.weight_scale", "f32", scales),
+            ("q.weight_g_idx", "i32", groups),
+        )
+    }
+    source, _ = fixture(Path(__file__).parent / "checkpoints" / "compressed-int8-channel.safetensors")
+    scheme = {"strategy": "group", "group_size": 32, "actorder": "group"}
+    config = weights_scheme(source.config["quantization_config"], **scheme)
+    assert_bits(packed(source_of(config, tensors)).read(), codes * scales[:, groups])
+    with pytest.raises(ModelFormatError, match="weight_g_idx"):
+        open_quantized(source_of(config, {n: t for n, t in tensors.items() if not n.endswith("g_idx")}))
+    with pytest.raises(ModelFormatError, match="weight_zero_point"):
+        open_quantized(source_of(weights_scheme(config, symmetric=False), tensors))
+
+
+def test_float_weights_have_no_zeros():
+    source, _ = fixture(Path(__file__).parent / "checkpoints" / "compressed-float8-channel.safetensors")
+    config = weights_scheme(source.config["quantization_config"], symmetric=False)
+    with pytest.raises(UnsupportedConfigError, match="symmetric"):
+        open_quantized(source_of(config, source.tensors))
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_missing_or_misshapen_part_is_refused(path: Path):
     """Every part on its own: gone, of another type, cut or not finite; nothing else is raised."""
     source, expected = fixture(path)
     config = source.config["quantization_config"]
-    optional = {"g_idx", "weight_zero_point"}  # without them it is another, valid module
+    optional = set() if config.get("desc_act") else {"g_idx"}  # in order it says nothing
 
     def refused(tensors: Mapping[str, TensorRef]) -> None:
         try:

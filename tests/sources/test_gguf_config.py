@@ -302,6 +302,8 @@ def test_rope_scaling_keys(write_gguf, metadata: dict[str, Any], expected: dict[
         ({"llama.logit_scale": 2.0}, "llama.logit_scale"),
         ({"llama.attention.head_count_kv": [2, 1]}, "llama.attention.head_count_kv"),
         ({"llama.something_new": "on"}, "llama.something_new"),
+        ({"llama.attention.causal": False}, "llama.attention.causal"),
+        ({"llama.expert_weights_norm": False}, "llama.expert_weights_norm"),
     ],
 )
 def test_what_cannot_be_said_is_refused_by_name(write_gguf, metadata: dict[str, Any], key: str):
@@ -335,6 +337,7 @@ def test_keys_that_change_nothing_are_let_pass(write_gguf):
             "llama.tensor_data_layout": "Meta AI original pth",
             "llama.rope.scaling.finetuned": True,
             "llama.use_parallel_residual": False,
+            "llama.attention.causal": True,
             "other.expert_count": 8,
         }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import ModelFormatError, UnsupportedConfigError
+from octavo.text.sentencepiece_merges import merges_from_scores
+from octavo.text.sentencepiece_model import PieceType
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo.types import TokenizerSource
 
@@ -126,6 +129,19 @@ def test_damaged_files_are_named(model: bytes) -> None:
     for data in (b"", b"\x0a\xff\xff\xff\xff\x0f", model[:1000], b"{}", b"\x0b" + model):
         with pytest.raises(ModelFormatError, match=r"tokenizer\.model"):
             load_tokenizer(TokenizerSource("sentencepiece", data=data))
+
+
+def test_a_piece_of_any_length_takes_no_time() -> None:
+    """All cuts of a megabyte are 10 ** 12 bytes of text."""
+    started = time.perf_counter()
+    with pytest.raises(ModelFormatError, match="1000000 characters; at most 512"):
+        merges_from_scores(["a", "a" * 1_000_000], [PieceType.NORMAL] * 2, [0.0, 0.0])
+    assert time.perf_counter() - started < 1
+    pieces = ["a", "a" * 511, "a" * 512, "b" * 10_000]
+    types = [PieceType.NORMAL] * 3 + [PieceType.USER_DEFINED]
+    merges = merges_from_scores(pieces, types, [0.0] * 4)
+    assert sorted(map(len, merges[0])) == [1, 511]
+    assert len(merges) == 2
 
 
 @settings(max_examples=200, deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import ModelFormatError
+from octavo.text.tekken_tokenizer import _merges
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo.types import TokenizerSource
 
@@ -109,6 +111,16 @@ def test_damaged_files_are_named(broken: bytes) -> None:
         (lambda f: f["vocab"][1].update(token_bytes=f["vocab"][2]["token_bytes"]), "equal"),
         (lambda f: f["special_tokens"].append({"rank": 99, "token_str": "x"}), "special token of rank 99"),
         (lambda f: f["config"].update(pattern="("), "cannot be used"),
+        (lambda f: f["config"].update(default_num_special_tokens=1 << 40), "special tokens"),
+        (
+            lambda f: f["config"].update(default_num_special_tokens=1 << 21, default_vocab_size=1 << 22),
+            "special tokens",
+        ),
+        (lambda f: f["config"].update(default_num_special_tokens=-1), "special tokens"),
+        (
+            lambda f: f["vocab"][300].update(token_bytes=base64.b64encode(bytes(513)).decode()),
+            "513 bytes; at most 512",
+        ),
     ],
 )
 def test_contradictions_are_named(file, change, reason: str) -> None:
@@ -116,3 +128,20 @@ def test_contradictions_are_named(file, change, reason: str) -> None:
     change(broken)
     with pytest.raises(ModelFormatError, match=reason):
         load_tokenizer(TokenizerSource("tekken", data=json.dumps(broken).encode()))
+
+
+def test_a_long_token_keeps_no_more_than_its_merges(file) -> None:
+    """512 bytes are taken, and looking for the ways to cut them holds none that is no merge."""
+    long = json.loads(json.dumps(file))
+    long["vocab"][300].update(token_bytes=base64.b64encode(bytes(512)).decode())
+    data = json.dumps(long).encode()
+    assert load_tokenizer(TokenizerSource("tekken", data=data)).encode("\0" * 512, parse_special=False) == [
+        324
+    ]
+    pieces = ["ab" * 256] * 400
+    tracemalloc.start()
+    try:
+        assert _merges(pieces) == []
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()

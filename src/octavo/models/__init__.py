@@ -6,7 +6,7 @@ docs/adding-a-model.md says how to add one.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +15,7 @@ from octavo.models.config_reader import ConfigReader
 from octavo.models.naming import parameters
 from octavo.models.parameters import Parameter
 from octavo.models.spec import ModelSpec
+from octavo.models.unread import refuse_unread, unread_tensors
 from octavo.types import TensorNaming
 
 _FAMILIES = {
@@ -29,16 +30,16 @@ def build_model(
     config: Mapping[str, Any],
     naming: TensorNaming,
     *,
-    tensors: Container[str] = frozenset(),
+    tensors: Collection[str] = frozenset(),
     context_tokens: int | None = None,
 ) -> tuple[ModelSpec, tuple[Parameter, ...]]:
     """What the model computes, and where its weights stand in the checkpoint.
 
     `tensors` are the names in the checkpoint: where a family's checkpoints call things differently, they
-    decide. `context_tokens` is the context the user asked for: rope scalings that depend on the length are
-    fixed for it.
+    decide, and in a GGUF each must be used. `context_tokens` is the context the user asked for: rope scalings that
+    depend on the length are fixed for it.
 
-    Raises UnsupportedConfigError (naming the key) for a family or feature we cannot compute exactly, and
+    Raises UnsupportedConfigError (naming the key or tensor) for a family or feature we cannot compute exactly, and
     ModelFormatError for a malformed value.
     """
     model_type = config.get("model_type")
@@ -63,4 +64,7 @@ def build_model(
     reader.raw("quantization_config")  # of the weights' storage: read by octavo.quant.checkpoint
     spec: ModelSpec = family.build(reader)
     reader.finish()
-    return spec, parameters(spec, family.NAMES, naming, tensors)
+    found = parameters(spec, family.NAMES, naming, tensors)
+    if naming == "gguf":
+        refuse_unread(unread_tensors(spec, found, naming, tensors), spec.family)
+    return spec, found

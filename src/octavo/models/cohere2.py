@@ -8,7 +8,7 @@ from octavo.models.cohere import NAMES, read_cohere_layer, read_cohere_model
 from octavo.models.config_reader import ConfigReader
 from octavo.models.rope import read_positions
 from octavo.models.spec import ModelSpec
-from octavo.models.standard import each_full, read_layers_by_type, with_window
+from octavo.models.standard import each_full, read_windowed_layers
 
 __all__ = ["NAMES", "build"]
 
@@ -30,10 +30,7 @@ def build(config: ConfigReader) -> ModelSpec:
             raise config.unsupported(key, f"is not {value}")
     positions = read_positions(config, max_position=8192)
     layer = read_cohere_layer(config, positions)
-    kinds = {
-        "full_attention": replace(layer, mixer=replace(layer.mixer, rope=None)),
-        "sliding_attention": with_window(layer, config.integer("sliding_window", 4096)),
-    }
+    full = replace(layer, mixer=replace(layer.mixer, rope=None))
     every = config.integer("sliding_window_pattern", 4)
-    layers = read_layers_by_type(config, kinds, each_full(every, config.layer_count()))
+    layers = read_windowed_layers(config, full, layer, each_full(every, config.layer_count()))
     return read_cohere_model(config, "cohere2", layers, positions)

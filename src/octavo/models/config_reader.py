@@ -20,20 +20,35 @@ _INERT = frozenset(
     bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id unk_token_id
     attention_dropout hidden_dropout embd_dropout resid_dropout dropout
     pretraining_tp id2label label2id problem_type task_specific_params
-    is_decoder is_encoder_decoder add_cross_attention tie_encoder_decoder cross_attention_hidden_size
+    is_decoder tie_encoder_decoder
     chunk_size_feed_forward output_attentions output_hidden_states output_scores return_dict
     return_dict_in_generate torchscript finetuning_task tokenizer_class prefix suffix
     do_sample early_stopping max_length min_length num_beams num_beam_groups diversity_penalty
     temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
     encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id
     forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
-    begin_suppress_tokens use_bfloat16 tf_legacy_loss pruned_heads attn_implementation
+    begin_suppress_tokens use_bfloat16 tf_legacy_loss attn_implementation
     is_llama_config rope_interleaved cache_implementation
     embd_pdrop resid_pdrop output_router_logits router_aux_loss_coef router_jitter_noise
     """.split()
 )
 """Keys of training, generation defaults (read elsewhere) and bookkeeping. `rope_interleaved` and
 `is_llama_config` stand in SmolLM2's config; transformers reads neither."""
+
+_ON: Mapping[str, object] = {
+    "is_causal": True,
+    "causal": True,
+    "use_causal_mask": True,
+    "scale_attn_weights": True,
+    "use_rope": True,
+    "rotary_pct": 1,
+    "embedding_multiplier": 1,
+    "residual_multiplier": 1,
+    "logits_scaling": 1,
+    "logit_scale": 1,
+}
+"""Keys that change nothing with this value, where a family does not take them: off is not neutral for these.
+transformers makes every family's attention run both ways where `is_causal` is false."""
 
 
 MAX_HEADS = MAX_HEAD_DIM = 1 << 14
@@ -165,8 +180,9 @@ class ConfigReader:
         """Raise UnsupportedConfigError naming the first key nobody took that could change the result."""
         for key, value in self._config.items():
             known = key in self._taken or key in _INERT or key.startswith(("_", "transformers"))
-            # A feature that is switched off (null, false, 0, empty) changes nothing, whatever it is.
-            if not known and value not in (None, False, 0, "", [], {}):
+            # A feature that is switched off (null, false, 0, empty) changes nothing, but for those of _ON.
+            neutral = (None, _ON[key]) if key in _ON else (None, False, 0, "", [], {})
+            if not known and value not in neutral:
                 raise self.unsupported(key, "is not a key this family is known to compute with")
 
     def _is_null(self, key: str, default: float | None) -> bool:

@@ -12,11 +12,10 @@ from octavo.models.spec import DenseMLP, LayerNorms, LayerSpec, ModelSpec
 from octavo.models.standard import (
     each_full,
     read_attention,
-    read_layers_by_type,
     read_model,
     read_rms_norm,
+    read_windowed_layers,
     with_biases,
-    with_window,
 )
 
 NAMES = FamilyNames(*PRE_AND_POST_NORMS, gguf_adds_norm_offset=True)
@@ -29,11 +28,7 @@ def build(config: ConfigReader) -> ModelSpec:
     full = read_gemma_layer(config, positions)
     softcap = config.optional_positive("attn_logit_softcapping", 50.0)
     full = replace(full, mixer=replace(full.mixer, softcap=softcap))
-    kinds = {
-        "full_attention": full,
-        "sliding_attention": with_window(full, config.integer("sliding_window", 4096)),
-    }
-    layers = read_layers_by_type(config, kinds, each_full(2, config.layer_count()))
+    layers = read_windowed_layers(config, full, full, each_full(2, config.layer_count()))
     model = read_model(config, "gemma2", layers, positions, norm, tied=True)
     return replace(
         model,

@@ -9,7 +9,7 @@ from octavo.models.config_reader import ConfigReader
 from octavo.models.gemma2 import NAMES, read_gemma_layer
 from octavo.models.rope import read_positions_by_type
 from octavo.models.spec import ModelSpec
-from octavo.models.standard import each_full, read_layers_by_type, read_model, read_rms_norm, with_window
+from octavo.models.standard import each_full, read_model, read_rms_norm, read_windowed_layers
 
 __all__ = ["NAMES", "build"]
 
@@ -27,10 +27,13 @@ def build(config: ConfigReader) -> ModelSpec:
         # The vision checkpoints' text_config leaves out what is its class's default.
         layer = read_gemma_layer(config, positions[kind], heads=(8, 4))
         kinds[kind] = replace(layer, mixer=replace(layer.mixer, qk_norm=norm))
-    window = config.integer("sliding_window", 4096)
-    kinds["sliding_attention"] = with_window(kinds["sliding_attention"], window)
     every = config.integer("sliding_window_pattern", 6)
-    layers = read_layers_by_type(config, kinds, each_full(every, config.layer_count(26)))
+    layers = read_windowed_layers(
+        config,
+        kinds["full_attention"],
+        kinds["sliding_attention"],
+        each_full(every, config.layer_count(26)),
+    )
     model = read_model(
         config, "gemma3_text", layers, positions["full_attention"], norm, tied=True, vocab_size=262_208
     )

@@ -6,7 +6,7 @@ from octavo.models.config_reader import ConfigReader
 from octavo.models.olmo2 import NAMES, read_olmo_layer
 from octavo.models.rope import read_positions_by_type
 from octavo.models.spec import ModelSpec
-from octavo.models.standard import each_full, read_layers_by_type, read_model, read_rms_norm, with_window
+from octavo.models.standard import each_full, read_model, read_rms_norm, read_windowed_layers
 
 __all__ = ["NAMES", "build"]
 
@@ -16,11 +16,11 @@ _BASES = {"full_attention": ("rope_theta", 500_000.0), "sliding_attention": (Non
 
 def build(config: ConfigReader) -> ModelSpec:
     positions = read_positions_by_type(config, bases=_BASES, max_position=2048)
-    window = config.integer("sliding_window", 4096)
-    kinds = {
-        "full_attention": read_olmo_layer(config, positions["full_attention"]),
-        "sliding_attention": with_window(read_olmo_layer(config, positions["sliding_attention"]), window),
-    }
-    layers = read_layers_by_type(config, kinds, each_full(4, config.layer_count()))
+    layers = read_windowed_layers(
+        config,
+        read_olmo_layer(config, positions["full_attention"]),
+        read_olmo_layer(config, positions["sliding_attention"]),
+        each_full(4, config.layer_count()),
+    )
     full = positions["full_attention"]
     return read_model(config, "olmo3", layers, full, read_rms_norm(config, 1e-5))

@@ -111,3 +111,18 @@ def read_layers_by_type(
     if any(kind not in list(kinds) for kind in types):
         raise config.unsupported("layer_types", f"names others than {', '.join(kinds)}")
     return [kinds[kind] for kind in types]
+
+
+def read_windowed_layers(
+    config: ConfigReader, full: LayerSpec, windowed: LayerSpec, default: Sequence[str]
+) -> list[LayerSpec]:
+    """Layers by `layer_types`; `windowed` gets the window of `sliding_window`, 4096 where the config is silent.
+
+    Raises UnsupportedConfigError where it says null and a layer needs one: transformers computes no such model.
+    """
+    window = config.optional_integer("sliding_window", 4096)
+    kinds = {"full_attention": full, "sliding_attention": with_window(windowed, window)}
+    layers = read_layers_by_type(config, kinds, default)
+    if window is None and "sliding_attention" in config.raw("layer_types", default):
+        raise config.unsupported("sliding_window", "gives no window to layers of sliding attention")
+    return layers

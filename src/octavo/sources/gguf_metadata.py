@@ -16,6 +16,8 @@ from octavo.sources.gguf import GGUFFile
 
 _INERT = frozenset({"tensor_data_layout", "rope.scaling.finetuned", "vocab_size"})
 _NEUTRAL: tuple[Any, ...] = (None, False, 0, "", [])
+_ON = frozenset({"attention.causal", "expert_weights_norm"})
+"""What every architecture here does: these change nothing where they are true, not where they are off."""
 
 
 class MetadataReader:
@@ -64,7 +66,8 @@ class MetadataReader:
         prefix = self.architecture + "."
         for name, value in self.gguf.metadata.items():
             key = name.removeprefix(prefix)
-            if name.startswith(prefix) and key not in self._taken | _INERT and value not in _NEUTRAL:
+            neutral = (True,) if key in _ON else _NEUTRAL
+            if name.startswith(prefix) and key not in self._taken | _INERT and value not in neutral:
                 raise self.unsupported(key, "is not a key this architecture is known to compute with")
 
     def unsupported(self, key: str, why: str) -> UnsupportedConfigError:

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from octavo.errors import ModelFormatError
 from octavo.text.sentencepiece_model import PieceType
+
+_MAX_PIECE_CHARACTERS = 512
+"""sentencepiece trains pieces of 16 by default; the text of all cuts of a piece grows with its square."""
 
 
 def merges_from_scores(
@@ -16,6 +20,7 @@ def merges_from_scores(
     """Every way to join two pieces into a third, best score first.
 
     Only normal pieces take part: sentencepiece never joins text into a control, byte or user-defined piece.
+    Raises ModelFormatError for a piece too long to be one of a real model.
     """
     normal = {
         piece: token_id
@@ -24,6 +29,12 @@ def merges_from_scores(
     }
     merges = []
     for piece, token_id in normal.items():
+        if len(piece) > _MAX_PIECE_CHARACTERS:
+            raise ModelFormatError(
+                f"the tokenizer's token {token_id} has {len(piece)} characters; "
+                f"at most {_MAX_PIECE_CHARACTERS} can be read",
+                remedy="Fetch the model again.",
+            )
         rank = -scores[token_id]
         for cut in range(1, len(piece)):
             left = piece[:cut]

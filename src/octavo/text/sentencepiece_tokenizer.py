@@ -87,6 +87,8 @@ def _model(model: SentencePieceModel) -> tokenizers.models.Model:
             return tokenizers.models.Unigram(
                 _unigram_scores(model), unk_id=unknown, byte_fallback=model.byte_fallback
             )
+    except ModelFormatError:
+        raise
     except Exception as error:  # the library raises bare Exception
         raise _unusable(str(error)) from error
     raise UnsupportedConfigError(

@@ -25,6 +25,12 @@ _DEFAULT_SPECIAL = (
 """Of files from before version v7, which do not list them."""
 
 
+_MAX_PIECE_BYTES = 512
+"""Mistral's longest is 128 spaces; the ways to cut a piece, and the text to look them up, grow with its square."""
+_MAX_SPECIAL = 1 << 20
+"""Each unnamed one gets a name: the number that a file states must not decide how much that is."""
+
+
 def load_tekken(data: bytes, config: Mapping[str, Any]) -> Vocabulary:
     """`data`: the bytes of tekken.json. `config`: tokenizer_config.json, if there is one.
 
@@ -37,15 +43,22 @@ def load_tekken(data: bytes, config: Mapping[str, Any]) -> Vocabulary:
         settings = file["config"]
         specials = int(settings["default_num_special_tokens"])
         size = int(settings["default_vocab_size"])
+        if not 0 <= specials <= min(size, _MAX_SPECIAL):
+            raise ValueError(
+                f"{specials} special tokens in a vocabulary of {size}; at most {_MAX_SPECIAL} can be read"
+            )
         pattern = str(settings["pattern"])
         ranked = sorted(file["vocab"], key=lambda entry: int(entry["rank"]))
         if [int(entry["rank"]) for entry in ranked] != list(range(len(ranked))):
             raise ValueError("ranks are not 0, 1, 2, ...")
         pieces = [base64.b64decode(entry["token_bytes"], validate=True) for entry in ranked]
+        longest = max(map(len, pieces), default=0)
+        if longest > _MAX_PIECE_BYTES:
+            raise ValueError(f"a token of {longest} bytes; at most {_MAX_PIECE_BYTES} can be read")
         names = _special_names(file.get("special_tokens"), specials)
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
         raise _unusable(f"{type(error).__name__}: {error}") from error
-    pieces = pieces[: max(0, size - specials)]
+    pieces = pieces[: size - specials]
     letters = {byte: letter for letter, byte in byte_alphabet().items()}
     spelled = ["".join(letters[byte] for byte in piece) for piece in pieces]
     vocab = {name: token_id for token_id, name in enumerate(names)}
@@ -93,8 +106,11 @@ def _merges(pieces: Sequence[str]) -> list[tuple[str, str]]:
     rank = {piece: number for number, piece in enumerate(pieces)}
     merges = []
     for piece in pieces:
-        pairs = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
-        known = [pair for pair in pairs if pair[0] in rank and pair[1] in rank]
+        known = [
+            (left, right)
+            for cut in range(1, len(piece))
+            if (left := piece[:cut]) in rank and (right := piece[cut:]) in rank
+        ]
         merges += sorted(known, key=lambda pair: (rank[pair[0]], rank[pair[1]]))
     return merges
 

@@ -23,12 +23,17 @@ def group_columns(config: ConfigReader, key: str, columns: int) -> int | None:
     return None if size == -1 or size >= columns else size
 
 
-def column_order(module: Module, suffix: str, columns: int, group_size: int | None) -> np.ndarray | None:
+def column_order(
+    module: Module, suffix: str, columns: int, group_size: int | None, *, promised: bool
+) -> np.ndarray | None:
     """int32 [K]: the columns sorted by group, or None where they lie in order (or the part is missing).
 
-    Raises ModelFormatError where the groups are not each of `group_size` columns.
+    Raises ModelFormatError where the groups are not each of `group_size` columns, and where the part is missing
+    though the config has `promised` an order and there is more than one group to order by.
     """
     if suffix not in module.parts:
+        if promised and group_size is not None:
+            raise module.malformed(f"has no {suffix}, though the config says that columns are out of order")
         return None
     module.part(suffix, "i32", 1)
     module.expect(suffix, (columns,))

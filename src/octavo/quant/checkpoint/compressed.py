@@ -13,6 +13,7 @@ letters: N output rows, K input columns.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
@@ -26,6 +27,9 @@ from octavo.quant.checkpoint.modules import Module, Modules
 
 _BOOKKEEPING = "quantization_status global_compression_ratio ignore version".split()
 _WEIGHT_BOOKKEEPING = "observer observer_kwargs scale_dtype zp_dtype dynamic".split()
+_IN_ORDER = (False, "weight", "static")
+_BY_GROUP = (True, "group", "dynamic")
+"""`actorder`: whether a group's columns lie side by side, or where a g_idx says."""
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
 
 
@@ -65,13 +69,18 @@ def _read_weights(scheme: ConfigReader, modules: Modules) -> None:
     strategy = scheme.raw("strategy")
     scheme.raw("group_size")
     block = block_shape(scheme, "block_structure")
-    for key in (*_WEIGHT_BOOKKEEPING, "symmetric", "actorder"):
+    for key in _WEIGHT_BOOKKEEPING:
         scheme.raw(key)
+    zeroed, order = not scheme.flag("symmetric", True), scheme.raw("actorder", False)
+    if not isinstance(order, bool | str) or order not in (*_IN_ORDER, *_BY_GROUP):
+        raise scheme.unsupported("actorder", "is not group, weight, or true or false")
     scheme.finish()
     parts = "weight_scale weight_zero_point weight_g_idx input_scale input_zero_point output_scale"
     if kind == "float":
         if bits != 8:
             raise scheme.unsupported("num_bits", "is not 8, the only width of float weights that can be read")
+        if zeroed:
+            raise scheme.unsupported("symmetric", "promises zero points, which float weights do not have")
         if (block is not None) != (strategy == "block"):
             raise scheme.unsupported("block_structure", f"contradicts the strategy {strategy!r}")
         for module in modules.holding("weight_scale", "weight input_scale"):
@@ -82,15 +91,26 @@ def _read_weights(scheme: ConfigReader, modules: Modules) -> None:
     if strategy not in ("tensor", "channel", "group"):
         raise scheme.unsupported("strategy", "is not tensor, channel or group")
     sizes = scheme if strategy == "group" else None
+    promised = _Promised(zeros=zeroed, order=order in _BY_GROUP)
     for module in modules.holding("weight_packed", f"weight_shape {parts}"):
-        _packed(sizes, modules, module, bits)
+        _packed(sizes, modules, module, bits, promised)
     if bits == 8:
         for module in modules.holding("weight_scale", f"weight {parts}"):
             if "weight" in module.parts and module.parts["weight"].dtype == "i8":
-                _plain_int8(sizes, modules, module)
+                _plain_int8(sizes, modules, module, promised)
 
 
-def _packed(sizes: ConfigReader | None, modules: Modules, module: Module, bits: int) -> None:
+@dataclass(frozen=True, slots=True)
+class _Promised:
+    """Parts that the scheme says every module has."""
+
+    zeros: bool
+    order: bool
+
+
+def _packed(
+    sizes: ConfigReader | None, modules: Modules, module: Module, bits: int, promised: _Promised
+) -> None:
     """`sizes` says the group size; None: one group a row."""
     module.part("weight_shape", "i64 i32", 1)
     module.expect("weight_shape", (2,))
@@ -100,13 +120,13 @@ def _packed(sizes: ConfigReader | None, modules: Modules, module: Module, bits: 
         raise module.malformed(
             f"has weight_packed {list(words.shape)} for [{rows}, {columns}] of {bits} bits"
         )
-    zeroed = "weight_zero_point" in module.parts
+    zeroed = _has_zeros(module, promised)
     group = None if sizes is None else group_columns(sizes, "group_size", columns)
     groups = 1 if group is None else -(-columns // group)
     if zeroed:
         module.part("weight_zero_point", "i32", 2)
         module.expect("weight_zero_point", (-(-rows * bits // 32), groups))
-    order = column_order(module, "weight_g_idx", columns, group)
+    order = column_order(module, "weight_g_idx", columns, group, promised=promised.order)
     kept = _format(module, bits, group, zeroed, order is not None)
     _expect_scales(module, "weight_scale", rows, groups)
 
@@ -124,25 +144,36 @@ def _packed(sizes: ConfigReader | None, modules: Modules, module: Module, bits: 
     modules.put(module, (rows, columns), kept, load)
 
 
-def _plain_int8(sizes: ConfigReader | None, modules: Modules, module: Module) -> None:
+def _plain_int8(sizes: ConfigReader | None, modules: Modules, module: Module, promised: _Promised) -> None:
     rows, columns = module.part("weight", "i8", 2).shape
     group = None if sizes is None else group_columns(sizes, "group_size", columns)
     groups = 1 if group is None else -(-columns // group)
-    zeroed = "weight_zero_point" in module.parts
+    zeroed = _has_zeros(module, promised)
     _expect_scales(module, "weight_scale", rows, groups)
     if zeroed:
         module.part("weight_zero_point", "i8")
         _expect_scales(module, "weight_zero_point", rows, groups)
-    kept = _format(module, 8, group, zeroed, False)
+    order = column_order(module, "weight_g_idx", columns, group, promised=promised.order)
+    kept = _format(module, 8, group, zeroed, order is not None)
 
     def load() -> dict[str, np.ndarray]:
+        codes = module.parts["weight"].read()
         arrays = {
-            "codes": module.parts["weight"].read(),
+            "codes": codes if order is None else reordered(codes, 8, order),
             "scales": _by_row(module.floats("weight_scale"), rows),
         }
-        return arrays | ({"zeros": _by_row(module.parts["weight_zero_point"].read(), rows)} if zeroed else {})
+        if zeroed:
+            arrays["zeros"] = _by_row(module.parts["weight_zero_point"].read(), rows)
+        return arrays if order is None else arrays | {"order": order}
 
     modules.put(module, (rows, columns), kept, load)
+
+
+def _has_zeros(module: Module, promised: _Promised) -> bool:
+    present = "weight_zero_point" in module.parts
+    if promised.zeros and not present:
+        raise module.malformed("has no weight_zero_point, though the config says that it is not symmetric")
+    return present
 
 
 def _expect_scales(module: Module, suffix: str, rows: int, groups: int) -> None:

@@ -21,7 +21,7 @@ from octavo.quant.checkpoint.integers import codes_of_columns, from_words, reord
 from octavo.quant.checkpoint.modules import Module, Modules
 
 _SAID_BY_TENSORS = """
-    damp_percent desc_act static_groups sym true_sequential model_name_or_path model_file_base_name lm_head
+    damp_percent static_groups sym true_sequential model_name_or_path model_file_base_name lm_head
     pack_dtype meta tokenizer dataset batch_size pad_token_id block_name_to_quantize modules_in_block_to_quantize
     module_name_preceding_first_block cache_block_outputs use_cuda_fp16 use_exllama exllama_config disable_exllama
     max_input_length model_seqlen backend act_group_aware hyb_act is_marlin_format damp_auto_increment mse
@@ -39,11 +39,14 @@ def read(config: ConfigReader, modules: Modules) -> None:
         raise config.unsupported("checkpoint_format", "is not gptq or gptq_v2")
     for key in _SAID_BY_TENSORS:
         config.raw(key)
+    reorders = config.flag("desc_act", False)
     for module in modules.holding("qweight", "qzeros scales g_idx"):
-        _module(config, modules, module, bits, layout == "gptq")
+        _module(config, modules, module, bits, layout == "gptq", reorders)
 
 
-def _module(config: ConfigReader, modules: Modules, module: Module, bits: int, less_one: bool) -> None:
+def _module(
+    config: ConfigReader, modules: Modules, module: Module, bits: int, less_one: bool, reorders: bool
+) -> None:
     words, rows = module.part("qweight", "i32", 2).shape
     columns = words * 32 // bits
     group_size = group_columns(config, "group_size", columns)
@@ -52,7 +55,7 @@ def _module(config: ConfigReader, modules: Modules, module: Module, bits: int, l
     module.expect("scales", (groups, rows))
     module.part("qzeros", "i32", 2)
     module.expect("qzeros", (groups, -(-rows * bits // 32)))
-    order = column_order(module, "g_idx", columns, group_size)
+    order = column_order(module, "g_idx", columns, group_size, promised=reorders)
     kept = Affine(
         name=f"gptq-{bits}"
         + ("" if group_size is None else f"-g{group_size}")
