@@ -236,7 +236,7 @@ def load(settings, progress, planned):
         location="fake",
         revision=None,
         naming="huggingface",
-        config={"eos_token_id": 258},
+        config={"eos_token_id": 258, **({"_note": 1 << 128} if "long_number" in options else {})},
         generation_config={},
         tokenizer=TokenizerSource("tokenizer.json", tokenizer_json(), config={"eos_token": "<|im_end|>"}),
         chat_template=None if "no_template" in options else options.get("template", CHATML),
