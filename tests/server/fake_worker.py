@@ -243,8 +243,9 @@ def load(settings, progress, planned):
         tensors={},
         fingerprint=options.get("name", "fake"),
     )
+    notices = (options["notice"],) if "notice" in options else ()
     backend = FakeBackend(options, settings.max_sequences, context)
-    return LoadedModel(backend, source, settings.max_sequences, {"quant": ["none"], "runner": "fake"})
+    return LoadedModel(backend, source, settings.max_sequences, {"quant": "none", "runner": "fake"}, notices)
 
 
 if __name__ == "__main__":

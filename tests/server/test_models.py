@@ -43,6 +43,18 @@ def test_models_answer_under_their_names_and_aliases(serving, served):
         assert harness.client.get("/v1/models/c").status_code == 404
 
 
+def test_notices_of_a_load_are_logged_and_shown(serving, served, caplog):
+    with (
+        serving(named(served, "a", "notice=made+again+in+/home/me/x")) as harness,
+        caplog.at_level("WARNING"),
+    ):
+        harness.wait_ready()
+        (notice,) = harness.client.get("/v1/models/a").json()["notices"]
+    assert notice.startswith("made again in ")
+    assert "/home" not in notice
+    assert f"model a: {notice}" in caplog.messages
+
+
 def test_a_load_is_shared_and_survives_who_asked_for_it(serving, served):
     with serving(named(served, "a"), named(served, "b", "load_s=0.5")) as harness:
         with pytest.raises(httpx.TimeoutException):
@@ -134,11 +146,11 @@ def test_of_two_busy_models_one_makes_room_and_both_keep_one_worker(serving, ser
             assert harness.complete("x", model=name, max_tokens=1).status_code == 200
         busy = [
             threads.submit(harness.chat, f"!slow:{pace} xxxxxxxxxxxxxxxxxxxx!stop", model=name)
-            for name, pace in (("a", 60), ("b", 90))
+            for name, pace in (("a", 20), ("a", 60), ("b", 90))
         ]
-        wait_until(lambda: all(harness.engine(name)["running"] for name in "ab"))
+        wait_until(lambda: [harness.engine(name)["running"] for name in "ab"] == [2, 1])
         other = threads.submit(harness.complete, "x", model="c", max_tokens=1)
-        assert [each.result().status_code for each in (*busy, other)] == [200, 200, 200]
+        assert [each.result().status_code for each in (*busy, other)] == [200] * 4
         assert harness.complete("x", model="b", max_tokens=1).status_code == 200
         entries = harness.service.models._entries
         assert [entries[name].loads for name in "abc"] == [1, 1, 1]

@@ -294,6 +294,8 @@ class Models:
         entry.loads += 1
         self._spawn(self._watch(entry, resident))
         _log.info("model %s: ready, worker %s", entry.served.name, resident.link.pid)
+        for notice in resident.ready.notices:
+            _log.warning("model %s: %s", entry.served.name, without_paths(notice))
         return resident
 
     async def _pause(self, entry: _Entry) -> None:

@@ -118,8 +118,9 @@ class Ready:
     grammars: bool
     """Whether the backend takes `Request.grammar`."""
     facts: Mapping[str, Any]
-    """As `LLM.info()`: quant, device, runner, memory by part."""
+    """`octavo.load_facts`, and how the weights came."""
     notices: tuple[str, ...] = ()
+    """What the user should know of the load."""
 
 
 @dataclass(frozen=True, slots=True)

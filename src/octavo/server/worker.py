@@ -328,6 +328,7 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
 
 def load_model(settings: Settings, progress: Progress, planned: Callable[[int], None]) -> LoadedModel:
     """The real thing: `octavo.loading`, with the plan's bytes told before anything is taken."""
+    from octavo.load_facts import load_facts, load_notices
     from octavo.loading import load_backend, plan_model
 
     model = plan_model(settings, progress=progress)
@@ -347,17 +348,11 @@ def load_model(settings: Settings, progress: Progress, planned: Callable[[int], 
         model, compile_grammar=None if grammars is None else grammars.constraint, progress=progress
     )
     facts = {
-        "quant": sorted({part.format for part in plan.weights}),
-        "quantized_as": list(source.quantized_as),
-        "device": plan.config.device,
-        "device_reason": model.device_reason,
-        "runner": plan.runner,
-        "dtype": plan.dtypes.compute,
-        "kv_dtype": plan.dtypes.kv,
+        **load_facts(model),
         "packed_from_cache": loaded.packed_from_cache,
         "weights_bytes": plan.packed_bytes,
     }
-    notices = (*source.notices, *loaded.notices)
+    notices = load_notices(model, frontend.notices, loaded)
     return LoadedModel(loaded.backend, source, plan.config.max_slots, facts, notices)
 
 
