@@ -88,6 +88,11 @@ def _message(place: int, item: InputItem) -> ChatMessage:
     where = f"input[{place}]"
     if item.type not in (None, "message"):
         raise unsupported(f"{where}.type", f"items of type {item.type[:40]} are not served")
+    for name in item.model_extra or ():
+        param = f"{where}.{name[:80]}"
+        raise bad_request(
+            f"{param} is not a known field. Leave it out.", code="unsupported_parameter", param=param
+        )
     if item.role is None or item.content is None:
         raise bad_request(f"{where} needs role and content", param=where)
     return ChatMessage(role=item.role, content=item.content)

@@ -190,6 +190,8 @@ class InputItem(BaseModel):
     type: StrictStr | None = None
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: Content = None
+    id: StrictStr | None = ignored("nothing is kept between requests")
+    status: StrictStr | None = ignored("items are taken as they are")
 
 
 class TextFormat(_Strict):
