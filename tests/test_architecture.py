@@ -24,7 +24,7 @@ _LAYERS: tuple[frozenset[str], ...] = tuple(
         "runners.base runners",
         "load_plan plan_words plan validate engine",
         "backends",
-        "loading explanation output_filter generation",
+        "loading load_facts explanation output_filter generation",
         "frontend",
         "llm",
         "evaluate bench",

@@ -20,6 +20,7 @@ from octavo.errors import ClosedError, InvalidInputError
 from octavo.explanation import explain
 from octavo.frontend import Frontend
 from octavo.generation import Generation, Inbox, TextStream
+from octavo.load_facts import load_facts, load_notices
 from octavo.loading import PlannedModel, load_backend, plan_model
 from octavo.output_filter import OutputFilter, load_filter
 from octavo.settings import (
@@ -112,8 +113,7 @@ class LLM:
             progress=progress,
             on_state=self._enter,
         )
-        about = (*source.notices, *planned.plan.warnings, *self._frontend.notices, *loaded.notices)
-        self.notices = tuple(dict.fromkeys(about))
+        self.notices = load_notices(planned, self._frontend.notices, loaded)
         """What the user should know of the load: a cache entry made again, memory nearly used up."""
         self._packed_from_cache = loaded.packed_from_cache
         self._driver = Driver(loaded.backend)
@@ -241,13 +241,7 @@ class LLM:
             "state": self._state,
             "model": source.location,
             "revision": source.revision,
-            "quant": _quant_name(self._planned),
-            "quantized_as": list(source.quantized_as),
-            "device": plan.config.device,
-            "device_reason": self._planned.device_reason,
-            "runner": plan.runner,
-            "dtype": plan.dtypes.compute,
-            "kv_dtype": plan.dtypes.kv,
+            **load_facts(self._planned),
             "context_tokens": plan.context.tokens,
             "max_sequences": plan.config.max_slots,
             "packed_from_cache": self._packed_from_cache,
@@ -324,10 +318,3 @@ class LLM:
             dataclasses.replace(done[place, 0], others=tuple(done[place, choice] for choice in range(1, n)))
             for place in range(len(generations))
         ]
-
-
-def _quant_name(model: PlannedModel) -> str:
-    """The matrices' formats, the one with most bytes first: "int8", "q4_1 + q8_0"."""
-    roles = {p.name: p.role for p in model.parameters}
-    matrices = {f.name for name, f in model.plan.formats.items() if roles[name] != "vector"}
-    return " + ".join(part.format for part in model.plan.weights if part.format in matrices)

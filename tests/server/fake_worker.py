@@ -252,7 +252,7 @@ def load(settings, progress, planned):
         location="fake",
         revision=None,
         naming="huggingface",
-        config={"eos_token_id": 258},
+        config={"eos_token_id": 258, **({"_note": 1 << 128} if "long_number" in options else {})},
         generation_config={},
         tokenizer=TokenizerSource(
             "tokenizer.json", tokenizer_json(markers_of(options)), config={"eos_token": "<|im_end|>"}
@@ -261,8 +261,9 @@ def load(settings, progress, planned):
         tensors={},
         fingerprint=options.get("name", "fake"),
     )
+    notices = (options["notice"],) if "notice" in options else ()
     backend = FakeBackend(options, settings.max_sequences, context)
-    return LoadedModel(backend, source, settings.max_sequences, {"quant": ["none"], "runner": "fake"})
+    return LoadedModel(backend, source, settings.max_sequences, {"quant": "none", "runner": "fake"}, notices)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from octavo.server.prepare import _salted
+from octavo.settings import SamplingParams
 from octavo.types import Request, Sampling
 
 
@@ -20,6 +22,17 @@ def test_a_raw_continuation(fake):
 def test_sixteen_tokens_unless_asked(fake):
     assert fake.complete("abc").json()["usage"]["completion_tokens"] == 16
     assert fake.complete("a" * 500).json()["usage"]["completion_tokens"] == 12
+
+
+def test_what_the_server_was_told_goes_before_sixteen_tokens(serving, served):
+    model = dataclasses.replace(served(), sampling=SamplingParams(max_new_tokens=5))
+    with serving(model) as harness:
+        harness.wait_ready()
+        assert harness.complete("abc").json()["usage"]["completion_tokens"] == 5
+        assert harness.complete("a" * 509).json()["usage"]["completion_tokens"] == 3
+        assert harness.complete("abc", max_tokens=7).json()["usage"]["completion_tokens"] == 7
+        scored = harness.complete("abc", max_tokens=0, echo=True, logprobs=1).json()
+        assert scored["usage"]["completion_tokens"] == 0
 
 
 @pytest.mark.parametrize(

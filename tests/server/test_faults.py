@@ -316,6 +316,16 @@ def test_a_request_waits_only_so_long_for_its_first_token(serving, served, check
         check_idle(harness)
 
 
+def test_more_choices_than_slots_take_turns(serving, served, check_idle):
+    """Once its first has begun a request is no longer in the queue, however long the last has to wait."""
+    with serving(served(max_sequences=1), queue_seconds=0.6) as harness:
+        harness.wait_ready()
+        response = harness.chat("!slow:40 xxxxxxxxxxxxxxxxxxxx", n=3)
+        assert response.status_code == 200
+        assert [choice["finish_reason"] for choice in response.json()["choices"]] == ["length"] * 3
+        check_idle(harness)
+
+
 # Figure 23: limits of HTTP.
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -40,6 +41,18 @@ def test_models_answer_under_their_names_and_aliases(serving, served):
         assert (shown["id"], shown["state"]) == ("a", "ready")
         assert shown["limits"]["context_tokens"] == 512
         assert harness.client.get("/v1/models/c").status_code == 404
+
+
+def test_notices_of_a_load_are_logged_and_shown(serving, served, caplog):
+    with (
+        serving(named(served, "a", "notice=made+again+in+/home/me/x")) as harness,
+        caplog.at_level("WARNING"),
+    ):
+        harness.wait_ready()
+        (notice,) = harness.client.get("/v1/models/a").json()["notices"]
+    assert notice.startswith("made again in ")
+    assert "/home" not in notice
+    assert f"model a: {notice}" in caplog.messages
 
 
 def test_a_load_is_shared_and_survives_who_asked_for_it(serving, served):
@@ -103,6 +116,65 @@ def test_a_model_that_never_fits_is_refused(serving, served):
             response = harness.complete("x", model=name, max_tokens=1)
             assert (response.status_code, response.json()["error"]["code"]) == (503, "not_enough_memory")
         assert harness.complete("x", model="a", max_tokens=1).status_code == 200
+
+
+def test_a_model_that_never_fits_costs_nobody_their_place(serving, served):
+    """What all others hold is less than it lacks: neither an idle nor a busy one has to go."""
+    models = [
+        named(served, "a", "needed=10"),
+        named(served, "b", "needed=10"),
+        named(served, "big", "needed=100&room=50"),
+    ]
+    with serving(*models) as harness, ThreadPoolExecutor(1) as threads:
+        for name in "ab":
+            assert harness.complete("x", model=name, max_tokens=1).status_code == 200
+        assert harness.complete("x", model="big", max_tokens=1).status_code == 503
+        assert [state(harness, name) for name in ("a", "b", "big")] == ["ready", "ready", "failed"]
+        busy = threads.submit(harness.chat, "!slow:100 xxxxxxxxxxxxxxxxxxxx", model="a")
+        time.sleep(0.3)
+        began = time.perf_counter()
+        assert harness.complete("x", model="big", max_tokens=1).status_code == 503
+        assert time.perf_counter() - began < 2
+        assert busy.result().status_code == 200
+        assert harness.service.models.evictions == 0
+
+
+def test_of_two_busy_models_one_makes_room_and_both_keep_one_worker(serving, served, wait_until):
+    models = [named(served, name, "needed=400") for name in "abc"]
+    with serving(*models, memory_bytes=1000) as harness, ThreadPoolExecutor(4) as threads:
+        for name in "ab":
+            assert harness.complete("x", model=name, max_tokens=1).status_code == 200
+        busy = [
+            threads.submit(harness.chat, f"!slow:{pace} xxxxxxxxxxxxxxxxxxxx!stop", model=name)
+            for name, pace in (("a", 20), ("a", 60), ("b", 90))
+        ]
+        wait_until(lambda: [harness.engine(name)["running"] for name in "ab"] == [2, 1])
+        other = threads.submit(harness.complete, "x", model="c", max_tokens=1)
+        assert [each.result().status_code for each in (*busy, other)] == [200] * 4
+        assert harness.complete("x", model="b", max_tokens=1).status_code == 200
+        entries = harness.service.models._entries
+        assert [entries[name].loads for name in "abc"] == [1, 1, 1]
+        assert not any(entry.retiring for entry in entries.values())
+        assert harness.service.models.evictions == 1
+
+
+def test_a_load_that_dies_while_it_waits_for_room_takes_its_claim_along(serving, served, wait_until):
+    models = [named(served, name, "needed=600") for name in "ab"]
+    with serving(*models, memory_bytes=1000) as harness, ThreadPoolExecutor(2) as threads:
+        harness.wait_ready()
+        busy = threads.submit(harness.chat, "!slow:50 " + "x" * 30, model="a")
+        wait_until(lambda: harness.engine("a")["running"])
+        waiting = threads.submit(harness.complete, "x", model="b", max_tokens=1)
+        entries = harness.service.models._entries
+        wait_until(lambda: entries["a"].retiring)
+        os.kill(entries["b"].link.pid, signal.SIGKILL)
+        assert waiting.result().status_code == 503
+        assert not entries["a"].retiring
+        # While the first is still being answered, another of the same model is not made to wait.
+        assert harness.complete("y", model="a", max_tokens=1).status_code == 200
+        assert busy.result().status_code == 200
+        assert entries["a"].loads == 1
+        assert harness.complete("x", model="b", max_tokens=1).status_code == 200
 
 
 def test_an_idle_model_is_unloaded_and_comes_back(serving, served, wait_until):

@@ -113,6 +113,21 @@ def test_what_needs_a_store_is_refused_by_name(fake, client, more, param):
     assert caught.value.param == param
 
 
+def test_fields_of_an_input_message_are_known_or_refused(fake):
+    message = {"type": "message", "role": "user", "content": "hi!stop"}
+    body = {"model": "fake", "max_output_tokens": 8, "input": [{**message, "id": "m", "status": "completed"}]}
+    assert fake.client.post("/v1/responses", json=body).status_code == 200
+    for name in ("name", "foo"):
+        body["input"] = [message, {**message, name: "x"}]
+        response = fake.client.post("/v1/responses", json=body)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["param"]) == (
+            400,
+            "unsupported_parameter",
+            f"input[1].{name}",
+        )
+
+
 def test_errors_are_its_classes(fake, client):
     with pytest.raises(openai.BadRequestError) as bad:
         client.chat.completions.create(model="fake", messages=MESSAGES, temperature=1000)

@@ -7,6 +7,7 @@ from typing import Any
 
 from octavo.server.exchange import Exchange
 from octavo.server.faults import bad_request
+from octavo.server.logs import without_paths
 from octavo.server.messages import plain_messages
 from octavo.server.models import ServedModel
 from octavo.server.schema import DetokenizeRequest, TokenizeRequest, read
@@ -65,6 +66,7 @@ def _details(service: Service, served: ServedModel) -> dict[str, Any]:
             "vocab_size": known.vocab_size,
             "has_chat_template": resident.frontend.template is not None,
             "facts": facts,
+            "notices": [without_paths(notice) for notice in known.notices],
         }
     return found
 

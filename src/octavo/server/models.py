@@ -272,7 +272,7 @@ class Models:
         await self._pause(entry)
         try:
             async with self._turn:
-                if entry.resident is not None and not entry.retiring:
+                if entry.resident is not None:  # whoever wanted its room has it, or gave up
                     return entry.resident
                 if entry.state != "restarting":
                     entry.state = "loading"
@@ -285,13 +285,16 @@ class Models:
             )
             raise
         except BaseException:
-            entry.state = "unloaded"
+            if entry.resident is None:
+                entry.state = "unloaded"
             raise
         entry.resident, entry.state, entry.answered = resident, "ready", False
         entry.last_used = time.monotonic()
         entry.loads += 1
         self._spawn(self._watch(entry, resident))
         _log.info("model %s: ready, worker %s", entry.served.name, resident.link.pid)
+        for notice in resident.ready.notices:
+            _log.warning("model %s: %s", entry.served.name, without_paths(notice))
         return resident
 
     async def _pause(self, entry: _Entry) -> None:
@@ -307,9 +310,10 @@ class Models:
             except NotEnoughMemoryError as error:
                 # What the machine has is known only to the worker's plan; make room for what is missing.
                 missing = error.needed_bytes - error.available_bytes
-                if not any(other.resident is not None for other in self._entries.values()):
+                taken = self._taken_beside(entry)
+                if not 0 < missing <= taken:
                     raise
-                await self._free(missing)
+                await self._shrink(entry, taken - missing)
 
     async def _load_once(self, entry: _Entry) -> Resident:
         async def make_room(needed_bytes: int) -> None:
@@ -336,28 +340,37 @@ class Models:
                 needed_bytes=needed_bytes,
                 available_bytes=self._memory_bytes,
             )
-        taken = sum(other.bytes for other in self._entries.values() if other.resident is not None)
-        await self._free(taken + needed_bytes - self._memory_bytes)
+        await self._shrink(entry, self._memory_bytes - needed_bytes)
 
-    async def _free(self, wanted_bytes: int) -> None:
-        """Unload idle models, the longest unused first, until this much is back; wait for busy ones."""
-        while wanted_bytes > 0:
-            idle = [
-                e
-                for e in self._entries.values()
-                if e.resident is not None and e.users == 0 and e.state == "ready"
-            ]
-            if not idle:
-                busy = [entry for entry in self._entries.values() if entry.resident is not None]
-                if not busy:
-                    return
-                min(busy, key=lambda entry: entry.last_used).retiring = True
-                await self._wait_for_change()
-                continue
-            oldest = min(idle, key=lambda entry: (not entry.retiring, entry.last_used))
-            wanted_bytes -= max(oldest.bytes, 1)
-            self.evictions += 1
-            await self._unload(oldest)
+    def _beside(self, entry: _Entry) -> list[_Entry]:
+        return [
+            other for other in self._entries.values() if other is not entry and other.resident is not None
+        ]
+
+    def _taken_beside(self, entry: _Entry) -> int:
+        return sum(other.bytes for other in self._beside(entry))
+
+    async def _shrink(self, entry: _Entry, most_bytes: int) -> None:
+        """Unload until the models beside `entry` take at most this: idle ones, the longest unused first.
+
+        Where all are busy, one of them is closed to newcomers and waited for.
+        """
+        victim: _Entry | None = None
+        try:
+            while self._taken_beside(entry) > most_bytes:
+                others = self._beside(entry)
+                idle = [other for other in others if other.users == 0]
+                if idle:
+                    self.evictions += 1
+                    await self._unload(min(idle, key=lambda other: (not other.retiring, other.last_used)))
+                elif victim in others:
+                    await self._wait_for_change()
+                else:
+                    victim = min(others, key=lambda other: other.last_used)
+                    victim.retiring = True
+        finally:
+            if victim is not None:
+                victim.retiring = False
 
     async def _wait_for_change(self) -> None:
         """Or a moment, since a change may have come before this waits."""
@@ -368,9 +381,17 @@ class Models:
     async def _unload(self, entry: _Entry) -> None:
         assert entry.users == 0
         resident, entry.resident, entry.state = entry.resident, None, "unloading"
-        entry.retiring = False
         assert resident is not None
         _log.info("model %s: unloaded", entry.served.name)
+        closing = self._spawn(self._close_unloaded(entry, resident))
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            # Who gives the turn to the next load must not do so before this memory is back.
+            await closing
+            raise
+
+    async def _close_unloaded(self, entry: _Entry, resident: Resident) -> None:
         await resident.link.close()
         if entry.link is resident.link:
             entry.link = None
@@ -394,7 +415,7 @@ class Models:
         await resident.link.ended.wait()
         if self._closing or entry.resident is not resident:
             return
-        entry.resident, entry.state, entry.retiring = None, "restarting", False
+        entry.resident, entry.state = None, "restarting"
         entry.crashes_in_row = 1 if entry.answered else entry.crashes_in_row + 1
         self.restarts += 1
         _log.error("model %s: its worker ended (%s); restarting", entry.served.name, resident.link.reason)

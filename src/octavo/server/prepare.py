@@ -26,7 +26,7 @@ from octavo.validate import split_prompts
 from octavo.validate.values import integer
 
 DEFAULT_COMPLETION_TOKENS = 16
-"""Of /v1/completions, as OpenAI's."""
+"""Of /v1/completions where the model has none of its own, as OpenAI's."""
 
 _SAME_NAME = (
     "temperature",
@@ -115,11 +115,15 @@ def prepare_completion(
             **_grammar(request.response_format, model),
         )
     )
+    default_tokens = model.served.sampling.max_new_tokens or DEFAULT_COMPLETION_TOKENS
     generations: list[Generation] = []
     requests: list[Request] = []
     texts: list[str] = []
     for prompt in prompts:
-        each = _continuation(prompt, params, frontend, score_only=request.max_tokens == 0).of_choices(n)
+        score_only = request.max_tokens == 0
+        each = _continuation(
+            prompt, params, frontend, default_tokens=default_tokens, score_only=score_only
+        ).of_choices(n)
         generations += each
         requests += [_salted(_scored(one.begin(), request), salt, request.cache_salt) for one in each]
         texts.append(_prompt_text(prompt, frontend) if request.echo else "")
@@ -209,7 +213,7 @@ def _salted(request: Request, salt: str, asked: str | None) -> Request:
 
 
 def _continuation(
-    prompt: object, params: SamplingParams, frontend: Frontend, *, score_only: bool
+    prompt: object, params: SamplingParams, frontend: Frontend, *, default_tokens: int, score_only: bool
 ) -> Generation:
     ids = frontend.check_ids(frontend.prompt_ids(prompt), 0 if score_only else params.max_new_tokens)
     if score_only:
@@ -219,7 +223,7 @@ def _continuation(
         return Generation(whole, frontend.tokenizer, params.stop, continuation=True)
     if params.max_new_tokens is None:
         left = frontend.context_tokens - len(ids)
-        params = dataclasses.replace(params, max_new_tokens=min(DEFAULT_COMPLETION_TOKENS, left))
+        params = dataclasses.replace(params, max_new_tokens=min(default_tokens, left))
     return frontend.raw(ids, params)
 
 

@@ -104,6 +104,13 @@ def as_chat(request: ResponsesRequest) -> ChatRequest:
 
 def _add_message(messages: list[ChatMessage], where: str, item: InputItem) -> None:
     """An input item as a message, or as a part of the one before."""
+    for name in item.model_extra or () if item.type != "reasoning" else ():
+        param = f"{where}.{name[:80]}"
+        raise bad_request(
+            f"{param} is not a known field. Leave it out.", code="unsupported_parameter", param=param
+        )
+    if item.type in (None, "message") and item.name is not None:
+        raise unsupported(f"{where}.name", "templates know roles only")
     match item.type:
         case None | "message":
             if item.role is None or item.content is None:

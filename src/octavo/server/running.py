@@ -131,7 +131,8 @@ class Running:
         return list(pieces.values()), None
 
     async def _wait(self) -> None:
-        begun = len(self._begun) == len(self._requests)
+        # Of many sequences the last may have to wait for the first to end: that is no queue.
+        begun = bool(self._begun)
         limit = self._request_seconds if begun else min(self._queue_seconds, self._request_seconds)
         left = self.timing.started + limit - time.perf_counter()
         with contextlib.suppress(TimeoutError):

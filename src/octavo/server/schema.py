@@ -192,7 +192,9 @@ class CompletionRequest(_Sampled):
     prompt: StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]] = honoured(
         "text, token ids, or a list of one of them; control tokens in text are plain text", default=...
     )
-    max_tokens: StrictInt | None = honoured("default 16, as OpenAI's; 0 with echo only scores")
+    max_tokens: StrictInt | None = honoured(
+        "default the model's --max-new-tokens, else 16; 0 with echo only scores"
+    )
     echo: StrictBool | None = honoured("the prompt in front of the answer; with logprobs also its logprobs")
     logprobs: StrictInt | None = honoured("0 to 20 alternatives at each token")
     best_of: StrictInt | None = honoured("only when equal to n")
@@ -206,6 +208,8 @@ class InputItem(BaseModel):
     type: StrictStr | None = None
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: Content = None
+    id: StrictStr | None = ignored("nothing is kept between requests")
+    status: StrictStr | None = ignored("items are taken as they are")
     call_id: StrictStr | None = None
     name: StrictStr | None = None
     arguments: StrictStr | None = None

@@ -118,8 +118,9 @@ class Ready:
     grammars: bool
     """Whether the backend takes `Request.grammar`."""
     facts: Mapping[str, Any]
-    """As `LLM.info()`: quant, device, runner, memory by part."""
+    """`octavo.load_facts`, and how the weights came."""
     notices: tuple[str, ...] = ()
+    """What the user should know of the load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ def encode(message: ToWorker | FromWorker) -> bytes:
     """A whole frame. Raises WireError where it would be too long, or holds what cannot travel."""
     try:
         body: bytes = msgpack.packb([type(message).__name__, _plain(message)], use_bin_type=True)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise WireError(f"a {type(message).__name__} cannot be sent: {error}") from error
     if len(body) > MAX_FRAME_BYTES:
         raise WireError(

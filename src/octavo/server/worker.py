@@ -1,7 +1,8 @@
 """One model in a process of its own: `python -m octavo.server.worker FD`. Loads it, steps it, sends its events.
 
-Synchronous. Three threads: this one reads messages, the driver's steps the engine, and the outbox's writes, so
-that a front that is slow to read never holds a step up. The process ends when it is told to, when the front
+Synchronous. Four threads: this one loads and answers, the driver's steps the engine, the inbox's reads, so that a
+front that goes away is noticed during a load too, and the outbox's writes, so that one that is slow to read never
+holds a step up. The process ends when it is told to, when the front
 goes away, or when its engine breaks: a front can then start another. Listens to no one but its front.
 """
 
@@ -16,14 +17,20 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from octavo.backends.base import Backend
 from octavo.backends.driver import Driver
-from octavo.errors import ClosedError, InvalidGrammarError, OctavoError
+from octavo.errors import (
+    ClosedError,
+    IncompatibleModelError,
+    InvalidGrammarError,
+    InvalidInputError,
+    OctavoError,
+)
 from octavo.frontend import Frontend
 from octavo.server import wire
 from octavo.server.logs import log_to_stderr
@@ -35,6 +42,8 @@ BROKEN = 70
 """Exit code of a worker whose engine stopped."""
 REFUSED = 69
 """Exit code of a worker whose model cannot be loaded."""
+_MOST_EVENTS = 4096
+"""In one message: without prompts' logprobs under a megabyte."""
 
 _log = logging.getLogger("octavo.server")
 
@@ -55,17 +64,65 @@ Loader = Callable[[Settings, Progress, Callable[[int], None]], LoadedModel]
 Raises our errors."""
 
 
-class Outbox:
-    """Messages on their way to the front, written by a thread of its own. Events that wait go out together."""
+class Inbox:
+    """Messages of the front, read by a thread of its own. Until `loaded`, the front's end is the process's."""
 
     def __init__(self, connection: socket.socket) -> None:
+        self._reader = connection.makefile("rb")
+        self._read_ones: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._loading = True
+        threading.Thread(target=self._read, name="octavo-inbox", daemon=True).start()
+
+    def get(self) -> Any:
+        """The next message. Raises EOFError at the front's end, WireError where it sent no message."""
+        message = self._read_ones.get()
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    def loaded(self) -> None:
+        self._loading = False
+
+    def _read(self) -> None:
+        message: Any = None
+        while not isinstance(message, (wire.Close, Exception)):
+            try:
+                message = self._next()
+            except OSError:
+                message = EOFError()
+            except Exception as error:
+                message = error
+            if isinstance(message, (wire.Close, EOFError)) and self._loading:
+                os._exit(0)  # a load cannot be interrupted, and there is nothing to save
+            self._read_ones.put(message)
+
+    def _next(self) -> Any:
+        head = self._reader.read(wire.LENGTH_BYTES)
+        if len(head) < wire.LENGTH_BYTES:
+            raise EOFError
+        length = wire.frame_length(head)
+        body = self._reader.read(length)
+        if len(body) < length:
+            raise EOFError
+        return wire.decode(body)
+
+
+class Outbox:
+    """Messages on their way to the front, written by a thread of its own. Events that wait go out together.
+
+    `unsendable` is called with the key of an event that did not fit a message: its request ends with an error.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.unsendable: Callable[[int], None] = lambda key: None
         self._connection = connection
-        self._waiting: queue.SimpleQueue[wire.FromWorker | wire.Event | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[bytes | wire.Event | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="octavo-outbox", daemon=True)
         self._thread.start()
 
     def put(self, message: wire.FromWorker | wire.Event) -> None:
-        self._waiting.put(message)
+        """Raises WireError for a message, other than an event, that cannot be sent."""
+        self._waiting.put(message if isinstance(message, wire.Event) else wire.encode(message))
 
     def flush(self, timeout_seconds: float) -> None:
         """Write what is waiting, then nothing more."""
@@ -73,26 +130,58 @@ class Outbox:
         self._thread.join(timeout_seconds)
 
     def _write(self) -> None:
-        with contextlib.suppress(OSError):  # the front is gone: the reading thread ends the process
+        try:
             while self._write_waiting(self._waiting.get()):
                 pass
+        except OSError:
+            pass  # the front is gone: the inbox ends the process
+        except Exception:
+            # Mute but alive, it would keep its clients waiting for ever.
+            _log.exception("events could not be sent")
+            os._exit(BROKEN)
 
-    def _write_waiting(self, first: wire.FromWorker | wire.Event | None) -> bool:
+    def _write_waiting(self, first: bytes | wire.Event | None) -> bool:
         events: list[wire.Event] = []
         message = first
         while isinstance(message, wire.Event):
             events.append(message)
+            if len(events) == _MOST_EVENTS:
+                break
             try:
                 message = self._waiting.get_nowait()
             except queue.Empty:
                 break
         if events:
-            self._connection.sendall(wire.encode(wire.Events(tuple(events))))
-        if message is not None and not isinstance(message, wire.Event):
-            self._connection.sendall(wire.encode(message))
+            self._send(events)
+        if isinstance(message, bytes):
+            self._connection.sendall(message)
         return message is not None
 
+    def _send(self, events: Sequence[wire.Event]) -> None:
+        """In one message where they fit into one."""
+        try:
+            frame = wire.encode(wire.Events(tuple(events)))
+        except wire.WireError as error:
+            if len(events) > 1:
+                half = len(events) // 2
+                self._send(events[:half])
+                self._send(events[half:])
+                return
+            key = events[0].key
+            _log.error("request %d ends: %s", key, error)
+            frame = wire.encode(
+                wire.Events((wire.Event(key, finish_reason=FinishReason.ERROR, fault=_TOO_MUCH),))
+            )
+            self.unsendable(key)
+        self._connection.sendall(frame)
 
+
+_TOO_MUCH = wire.fault_of(
+    InvalidInputError(
+        "the answer's log-probabilities are too many to send",
+        remedy="Ask for fewer of them, or give a shorter prompt.",
+    )
+)
 _BROKE = ClosedError("the model's engine stopped", remedy="Try again: it is being restarted.")
 """For every request that was open when it did; what it raised is for the log."""
 
@@ -139,15 +228,15 @@ class Requests:
 def serve(connection: socket.socket, load: Loader) -> int:
     """Serve one model over `connection` until it closes; the exit code."""
     outbox = Outbox(connection)
-    reader = connection.makefile("rb")
+    inbox = Inbox(connection)
 
     def planned(needed_bytes: int) -> None:
         outbox.put(wire.Planned(needed_bytes))
-        if not isinstance(_read(reader), wire.Proceed):
+        if not isinstance(inbox.get(), wire.Proceed):
             raise EOFError
 
     try:
-        first = _read(reader)
+        first = inbox.get()
         if not isinstance(first, wire.Load) or first.version != __version__:
             return REFUSED
         model = load(
@@ -155,23 +244,27 @@ def serve(connection: socket.socket, load: Loader) -> int:
             lambda *about: outbox.put(wire.Loading(*about)),
             planned,
         )
-    except (EOFError, OSError) as error:
-        if isinstance(error, EOFError):
-            return 0
-        outbox.put(wire.Failed(wire.fault_of(error)))
-        outbox.flush(5)
-        return REFUSED
+        driver = Driver(model.backend)
+        try:
+            outbox.put(ready_message(model))
+        except wire.WireError as error:
+            driver.close()
+            raise IncompatibleModelError(
+                f"the model's configuration cannot be handed to the server: {error}",
+                remedy="Take the number or list it speaks of out of config.json.",
+            ) from error
+    except EOFError:
+        return 0
     except Exception as error:
-        if not isinstance(error, OctavoError):
+        if not isinstance(error, (OctavoError, OSError)):
             _log.exception("loading failed")
         outbox.put(wire.Failed(wire.fault_of(error)))
         outbox.flush(5)
         return REFUSED
-    driver = Driver(model.backend)
+    inbox.loaded()
     threading.Thread(target=_end_with, args=(driver, outbox), name="octavo-watch", daemon=True).start()
-    outbox.put(ready_message(model))
     try:
-        return _answer(reader, driver, outbox)
+        return _answer(inbox, driver, outbox)
     finally:
         driver.close()
         outbox.flush(2)
@@ -184,12 +277,13 @@ def _end_with(driver: Driver, outbox: Outbox) -> None:
         os._exit(BROKEN)
 
 
-def _answer(reader: Any, driver: Driver, outbox: Outbox) -> int:
+def _answer(inbox: Inbox, driver: Driver, outbox: Outbox) -> int:
     requests = Requests(driver, outbox)
+    outbox.unsendable = requests.cancel
     while True:
         try:
-            message = _read(reader)
-        except (EOFError, OSError):
+            message = inbox.get()
+        except EOFError:
             return 0
         match message:
             case wire.Submit():
@@ -202,17 +296,6 @@ def _answer(reader: Any, driver: Driver, outbox: Outbox) -> int:
                 return 0
             case _:
                 raise wire.WireError(f"a front does not send {type(message).__name__}")
-
-
-def _read(reader: Any) -> Any:
-    head = reader.read(wire.LENGTH_BYTES)
-    if len(head) < wire.LENGTH_BYTES:
-        raise EOFError
-    length = wire.frame_length(head)
-    body = reader.read(length)
-    if len(body) < length:
-        raise EOFError
-    return wire.decode(body)
 
 
 def ready_message(model: LoadedModel) -> wire.Ready:
@@ -245,6 +328,7 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
 
 def load_model(settings: Settings, progress: Progress, planned: Callable[[int], None]) -> LoadedModel:
     """The real thing: `octavo.loading`, with the plan's bytes told before anything is taken."""
+    from octavo.load_facts import load_facts, load_notices
     from octavo.loading import load_backend, plan_model
 
     model = plan_model(settings, progress=progress)
@@ -264,17 +348,11 @@ def load_model(settings: Settings, progress: Progress, planned: Callable[[int], 
         model, compile_grammar=None if grammars is None else grammars.constraint, progress=progress
     )
     facts = {
-        "quant": sorted({part.format for part in plan.weights}),
-        "quantized_as": list(source.quantized_as),
-        "device": plan.config.device,
-        "device_reason": model.device_reason,
-        "runner": plan.runner,
-        "dtype": plan.dtypes.compute,
-        "kv_dtype": plan.dtypes.kv,
+        **load_facts(model),
         "packed_from_cache": loaded.packed_from_cache,
         "weights_bytes": plan.packed_bytes,
     }
-    notices = (*source.notices, *loaded.notices)
+    notices = load_notices(model, frontend.notices, loaded)
     return LoadedModel(loaded.backend, source, plan.config.max_slots, facts, notices)
 
 

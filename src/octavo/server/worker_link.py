@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from octavo.version import __version__
 
 WORKER_COMMAND = ("-m", "octavo.server.worker")
 """What `octavo.server.sandbox` starts for a model; tests put another in its place."""
+
+_log = logging.getLogger("octavo.server")
 
 Sink = Callable[[TokenEvent], None]
 """Where a request's events go; called on the loop, must not block or raise."""
@@ -35,6 +38,23 @@ class WorkerLostError(OctavoError):
 
 def lost(reason: str) -> WorkerLostError:
     return WorkerLostError(f"the model's worker ended ({reason})", remedy="Try again: it is being restarted.")
+
+
+async def _start(command: Sequence[str]) -> sandbox.Child:
+    """A started child; none is left where this is cancelled on the way."""
+    # A bare future, not a task: nobody else cancels it, so its child cannot get lost.
+    starting = asyncio.get_running_loop().run_in_executor(None, sandbox.start, command)
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        starting.add_done_callback(_discard)
+        raise
+
+
+def _discard(starting: asyncio.Future[sandbox.Child]) -> None:
+    if not starting.cancelled() and starting.exception() is None:
+        starting.result().kill()
+        starting.result().connection.close()
 
 
 class WorkerLink:
@@ -69,7 +89,7 @@ class WorkerLink:
     async def load(self, settings: Mapping[str, Any]) -> wire.Ready:
         """Start the worker and wait for its model. Raises what loading raised, and WorkerLostError."""
         self._loaded = asyncio.get_running_loop().create_future()
-        self._child = await asyncio.to_thread(sandbox.start, self._command)
+        self._child = await _start(self._command)
         reader, self._writer = await asyncio.open_unix_connection(sock=self._child.connection)
         self._reading = asyncio.create_task(self._read(reader))
         self._send(wire.Load(__version__, settings))
@@ -114,10 +134,15 @@ class WorkerLink:
             return
         if not self.ended.is_set():
             self._send(wire.Close())
+        if self._writer is None:
+            self._child.connection.close()
         await self._child.end()
         if self._reading is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reading
+        if self._room is not None:  # what it holds of others is given back before this returns
+            self._room.cancel()
+            await asyncio.wait([self._room])
 
     def kill(self) -> None:
         if self._child is not None:
@@ -129,6 +154,8 @@ class WorkerLink:
             self._writer.write(wire.encode(message))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
+        assert self._child is not None
+        assert self._writer is not None
         reason = "its connection closed"
         try:
             while True:
@@ -139,16 +166,20 @@ class WorkerLink:
             pass
         except wire.WireError as error:
             reason = str(error)
-        assert self._child is not None
-        assert self._writer is not None
-        self._writer.close()
-        if reason != "its connection closed":
             self._child.kill()
-        # The connection closes when the process ends: tell the clients first, then learn how it ended.
-        self.reason = self.reason or reason
-        self._end()
+        except Exception as error:
+            reason = f"internal error: {type(error).__name__}"
+            _log.exception("a message of worker %s could not be taken", self.pid)
+            self._child.kill()
+        finally:
+            self._writer.close()
+            if self._room is not None:
+                self._room.cancel()
+            # The connection closes when the process ends: tell the clients first, then learn how it ended.
+            self.reason = self.reason or reason
+            self._end()
         await self._child.end()
-        if self.reason == reason:
+        if self.reason == reason == "its connection closed":
             code = await self._child.wait()
             self.reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
@@ -200,7 +231,10 @@ class WorkerLink:
         error = lost(self.reason)
         self._resolve(error)
         for key, sink in list(self._sinks.items()):
-            sink(TokenEvent(key, finish_reason=FinishReason.ERROR, error=error))
+            try:
+                sink(TokenEvent(key, finish_reason=FinishReason.ERROR, error=error))
+            except Exception:  # the others must still be told
+                _log.exception("request %s could not be told that its worker ended", key)
         self._sinks.clear()
         for answer in self._facts:
             if not answer.done():
