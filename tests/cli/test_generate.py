@@ -209,3 +209,16 @@ def test_a_variable_that_is_no_setting_is_told_of(cli, monkeypatch, name, told):
     done = cli("generate", "hello")
     assert done.code == 0
     assert (f"OCTAVO_{name} is not a setting, and was ignored" in done.err_lines) == told
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(("done_bytes", "times"), [(0, 1), (2 << 20, 0)])
+def test_a_download_is_announced_once(cli, monkeypatch, terminal, done_bytes, times):
+    def load(settings, *, progress):
+        cli.llm.loads.append(settings)
+        for _ in range(3):
+            progress("downloading", done_bytes, 2 << 20)
+        return cli.llm
+
+    monkeypatch.setattr(cli.llm, "from_settings", load)
+    assert cli("generate", "hello", terminal=terminal).err.count("downloading the model, 2 MiB") == times
