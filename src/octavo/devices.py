@@ -58,6 +58,8 @@ class Machine:
     """What can be allocated now without swapping or being killed."""
     cores: int
     """Physical cores this process may use: affinity and CPU quota count."""
+    cpus: int
+    """Logical CPUs it may run on, whatever their quota."""
     cuda: tuple[Gpu, ...] | Unusable
     mps: Unusable | None
     """None: usable."""
@@ -151,6 +153,7 @@ def read_machine(
         total_bytes=total,
         available_bytes=available,
         cores=_usable_cores(root),
+        cpus=len(_affinity() or ()) or os.cpu_count() or 1,
         cuda=cuda,
         mps=_mps_problem() if kind in ("mps", "auto") else _NOT_ASKED,
     )

@@ -67,9 +67,9 @@ def _refuse_contradiction(dtype: Dtype, device: str, family: str, bfloat16: bool
         other, against = "the model", f"{family} models exceed float16's range (65,504)"
         use = "bfloat16" if computes_bfloat16 else "float32"
     elif dtype == "float16" and device == "cpu":
-        other, against = "--device cpu", "CPUs emulate float16, slower than float32"
+        other, against = "device cpu", "CPUs emulate float16, slower than float32"
     elif dtype == "bfloat16" and not computes_bfloat16:
-        other, against = f"--device {device}", "it has no bfloat16 arithmetic"
+        other, against = f"device {device}", "it has no bfloat16 arithmetic"
     else:
         return
     raise InvalidParameterError(

@@ -20,7 +20,7 @@
     │   ├── NotTextError             7     not_text
     │   ├── InvalidGrammarError      7     invalid_grammar        (names the place)
     │   └── ContextLengthError       7     context_length_exceeded (both numbers)
-    ├── CacheError                   1     cache                  (the packed cache cannot be used)
+    ├── CacheError                   4     cache                  (the packed cache cannot be used)
     ├── ClosedError                  1     closed                 (use after close)
     └── NumericalError               1     numerical_error        (NaN or infinity in the logits)
 
@@ -154,6 +154,7 @@ class ContextLengthError(InvalidInputError):
 
 
 class CacheError(OctavoError):
+    exit_code = 4
     code = "cache"
 
 

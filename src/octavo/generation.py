@@ -175,7 +175,7 @@ class Generation:
             seed=request.sampling.seed,
             logprobs=tuple(self._logprobs) if request.sampling.logprobs is not None else None,
             prompt_logprobs=self._prompt_logprobs,
-            notices=self._notices,
+            notices=(*self._notices, *(() if self._filtered is None else self._filtered.notices)),
             choice=request.sampling.choice,
         )
 

@@ -50,6 +50,8 @@ class FilteredText:
         self._filter = output_filter
         self._hold_back = int(getattr(output_filter, "hold_back", DEFAULT_HOLD_BACK))
         self._held = ""
+        self.notices: tuple[str, ...] = ()
+        """Of a filter that failed: the type of what it raised, since the message may quote what nobody was to see."""
 
     def push(self, text: str, *, last: bool) -> tuple[str, bool]:
         """(what may be shown now, whether the filter ended the answer)."""
@@ -62,6 +64,9 @@ class FilteredText:
                 raise TypeError("a filter returns Keep, Replace or Stop")
         except Exception as error:
             _log.error("the output filter failed (%s): its answer was ended", type(error).__name__)
+            self.notices = (
+                f"error: the output filter failed ({type(error).__name__}): the answer was stopped",
+            )
             return "", True
         if isinstance(verdict, Stop):
             return verdict.text, True

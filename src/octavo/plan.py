@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from octavo.devices import DeviceChoice, Machine
+from octavo.devices import DeviceChoice, Machine, Unusable
 from octavo.dtypes import DTYPE_BYTES, DtypePolicy, resolve_dtypes
 from octavo.engine.page_pool import pages_for_sequence, pages_for_tokens
-from octavo.errors import IncompatibleModelError, InvalidParameterError, OctavoError
+from octavo.errors import DeviceError, IncompatibleModelError, InvalidParameterError, OctavoError
 from octavo.load_plan import Context, Declined, KVMemory, LoadPlan, Pool, StoredWeights
 from octavo.models.parameters import Parameter
 from octavo.models.spec import KV_PAGE_TOKENS, KVGroup, ModelSpec
@@ -71,8 +71,9 @@ def make_plan(
     source tensor. `kinds` are tried in order, the reference last. `alternatives` are the formats that other
     --quant values would give; they are tried only to say, in a refusal, which of them would fit.
 
-    Raises InvalidParameterError for a context beyond the model's or contradicting dtypes,
-    IncompatibleModelError where every runner declines, NotEnoughMemoryError with needed and usable bytes.
+    Raises InvalidParameterError for threads beyond the CPUs, a context beyond the model's or contradicting dtypes,
+    IncompatibleModelError where every runner declines, DeviceError for the CUDA runner where there is no CUDA,
+    NotEnoughMemoryError with needed and usable bytes.
     """
     asked, most = settings.context, spec.max_context_tokens
     if asked is not None and asked > most:
@@ -80,6 +81,12 @@ def make_plan(
             f"--context {asked} is more than the {most} tokens this model was made for",
             remedy=f"Use --context {most} or less.",
             parameter="context",
+        )
+    if settings.threads is not None and settings.threads > machine.cpus:
+        raise InvalidParameterError(
+            f"--threads {settings.threads} is more than the {machine.cpus} CPUs this process may use",
+            remedy=f"Use --threads {machine.cores}, its physical cores, or leave it out.",
+            parameter="threads",
         )
     facts = _Facts(spec, parameters, kinds, machine, device)
     load, declined = facts.choose_runner(settings, formats)
@@ -161,9 +168,18 @@ class _Facts:
                 return load, tuple(declined)
             declined.append(Declined(kind.name, reason))
         why = "; ".join(f"{each.runner}: {each.reason}" for each in declined)
+        cuda = self.machine.cuda
+        if settings.runner == "cuda" and isinstance(cuda, Unusable) and settings.device == "auto":
+            raise DeviceError(
+                f"runner cuda cannot be used: {cuda.why}", remedy=f"Leave --runner to auto, or: {cuda.remedy}"
+            )
+        asked = [f"--{name}" for name in ("runner", "isa") if getattr(settings, name) != "auto"]
+        asked += ["--activations"] if settings.activations != "int16" else []
         raise IncompatibleModelError(
             f"no runner takes this {self.spec.family} model on {self.device.device} ({why})",
-            remedy="Try another --device or --quant, or leave them to auto.",
+            remedy=f"Leave {' and '.join(asked)} out, so that another runner may take it."
+            if asked
+            else "Try another --device or --quant, or leave them to auto.",
         )
 
     def would_fit(self, settings: Settings, formats: Mapping[str, Format], tokens: int) -> bool:

@@ -30,7 +30,16 @@ def runner_reason(name: str, *, packed: int, own: int, mapped: int) -> str:
 def context_reason(asked: int | None, most: int, default: int, fits: int) -> str:
     if asked is not None:
         return f"{asked:,} as asked (the model's limit is {most:,})"
-    return f"{min(most, default, fits):,} = min(model {most:,}, default {default:,}, what fits {fits:,})"
+    chosen = min(most, default, fits)
+    # `fits` is not looked for beyond the model's limit: where another number binds, it is none of memory's.
+    binding = (
+        "all that fits"
+        if fits < min(most, default)
+        else "and more would fit"
+        if fits > chosen
+        else "which fits"
+    )
+    return f"{chosen:,} of the model's {most:,} (default {default:,}), {binding}"
 
 
 def rope_reasons(spec: ModelSpec) -> Iterator[str]:

@@ -135,3 +135,9 @@ def test_a_base_model_is_refused(cli):
 def test_blank_lines_are_not_sent(cli, line):
     assert cli("chat", stdin=line.encode() + b"\n").code == 0
     assert not cli.llm.asked
+
+
+def test_logprobs_have_no_place_in_a_chat(cli):
+    done = cli("chat", "--logprobs", "1", stdin=b"hello")
+    assert (done.code, done.out) == (2, "")
+    assert "--logprobs goes with --json" in done.err_lines[0]

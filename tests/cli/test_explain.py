@@ -122,7 +122,10 @@ def test_a_chat_has_one_answer(cli):
         (["--grammar", "rules.lark"], SamplingParams(lark='start: "é"')),
         (["--regex", "a+"], SamplingParams(regex="a+")),
         (["--json-object"], SamplingParams(json_object=True)),
-        (["--logprobs", "2", "--prompt-logprobs", "1"], SamplingParams(logprobs=2, prompt_logprobs=1)),
+        (
+            ["--json", "--logprobs", "2", "--prompt-logprobs", "1"],
+            SamplingParams(logprobs=2, prompt_logprobs=1),
+        ),
     ],
 )
 def test_grammar_flags_reach_the_model(cli, flags, params):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from octavo.cli.main import main
 from octavo.settings import SamplingParams
+from octavo.types import FinishReason
 
 SYSTEM_AND_USER = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
 
@@ -166,3 +168,57 @@ def test_a_closed_pipe_ends_quietly(cli, monkeypatch):
         monkeypatch.setattr(sys, "stdout", closed)
         assert main(["generate", "hello"]) == 0
     assert cli.llm.closed == 1
+
+
+@pytest.mark.parametrize("reason", [FinishReason.LENGTH, FinishReason.STOP])
+@pytest.mark.parametrize("arguments", [["--regex", "a+"], ["--json-object"], []])
+def test_a_grammar_that_was_cut_is_said(cli, monkeypatch, reason, arguments):
+    made = type(cli.llm)._done
+    monkeypatch.setattr(
+        cli.llm, "_done", lambda *a: dataclasses.replace(made(cli.llm, *a), finish_reason=reason)
+    )
+    said = "the grammar was not finished: raise --max-new-tokens"
+    cut = reason is FinishReason.LENGTH and bool(arguments)
+    assert (said in cli("generate", "hello", *arguments).err_lines) == cut
+    assert (said in json.loads(cli("generate", "hello", *arguments, "--json").out)["notices"]) == cut
+
+
+def test_a_filter_that_ended_the_answer_is_in_the_facts(cli, monkeypatch):
+    made = type(cli.llm)._done
+    ended = {"finish_reason": FinishReason.CONTENT_FILTER, "notices": ("error: the output filter failed",)}
+    monkeypatch.setattr(cli.llm, "_done", lambda *a: dataclasses.replace(made(cli.llm, *a), **ended))
+    *said, facts = cli("generate", "hello").err_lines
+    assert said == ["error: the output filter failed"]
+    assert "content_filter" in facts
+
+
+@pytest.mark.parametrize("name", ["LOGPROBS", "PROMPT_LOGPROBS"])
+def test_a_variable_without_effect_is_refused(cli, monkeypatch, name):
+    monkeypatch.setenv(f"OCTAVO_{name}", "2")
+    done = cli("generate", "hello")
+    assert (done.code, done.out) == (2, "")
+    assert f"OCTAVO_{name}" in done.err_lines[0]
+    assert cli("generate", "hello", "--json").code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("FOO", True), ("API_KEY", False), ("TEST_FOO", False), ("DEBUG", False)]
+)
+def test_a_variable_that_is_no_setting_is_told_of(cli, monkeypatch, name, told):
+    monkeypatch.setenv(f"OCTAVO_{name}", "1")
+    done = cli("generate", "hello")
+    assert done.code == 0
+    assert (f"OCTAVO_{name} is not a setting, and was ignored" in done.err_lines) == told
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(("done_bytes", "times"), [(0, 1), (2 << 20, 0)])
+def test_a_download_is_announced_once(cli, monkeypatch, terminal, done_bytes, times):
+    def load(settings, *, progress):
+        cli.llm.loads.append(settings)
+        for _ in range(3):
+            progress("downloading", done_bytes, 2 << 20)
+        return cli.llm
+
+    monkeypatch.setattr(cli.llm, "from_settings", load)
+    assert cli("generate", "hello", terminal=terminal).err.count("downloading the model, 2 MiB") == times

@@ -122,6 +122,16 @@ def test_what_is_kept_is_merged_by_format(evaluation, tmp_path):
     assert len(list((tmp_path / "cards").iterdir())) == 1
 
 
+def test_fewer_tokens_and_a_format_against_itself_replace_nothing(evaluation, tmp_path):
+    keep(tmp_path, evaluation, TODAY)
+    good = kept(tmp_path, evaluation.fingerprint)
+    keep(tmp_path, dataclasses.replace(evaluation, scored_tokens=999), TODAY)
+    keep(tmp_path, dataclasses.replace(evaluation, scored_tokens=2000, reference="int8"), TODAY)
+    now = kept(tmp_path, evaluation.fingerprint)
+    assert now["int8"] == good["int8"]
+    assert "2,000 tokens" in now["int4"]
+
+
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b"{"])
 def test_damage_counts_as_nothing_kept(evaluation, tmp_path, content):
     keep(tmp_path, evaluation, TODAY)

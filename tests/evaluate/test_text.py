@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.errors import EmptyPromptError, InvalidInputError, NotTextError
+from octavo.errors import EmptyPromptError, NotTextError, UsageError
 from octavo.evaluate.text import Segments, Text
 
 
@@ -57,7 +57,7 @@ def test_files(tmp_path):
     path.write_bytes(b"ab\xff")
     with pytest.raises(NotTextError, match="byte 2"):
         Text.read(path)
-    with pytest.raises(InvalidInputError, match="No such file"):
+    with pytest.raises(UsageError, match="No such file"):
         Text.read(tmp_path / "missing")
-    with pytest.raises(InvalidInputError, match="directory"):
+    with pytest.raises(UsageError, match="directory"):
         Text.read(tmp_path)

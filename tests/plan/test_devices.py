@@ -35,7 +35,7 @@ H100 = Gpu("H100", (9, 0), 80 << 30, 79 << 30)
 
 
 def machine(cuda: tuple[Gpu, ...] | Unusable = NO_DRIVER, mps: Unusable | None = NO_MPS) -> Machine:
-    return Machine(total_bytes=16 << 30, available_bytes=12 << 30, cores=4, cuda=cuda, mps=mps)
+    return Machine(total_bytes=16 << 30, available_bytes=12 << 30, cores=4, cpus=8, cuda=cuda, mps=mps)
 
 
 def write(root: Path, files: Mapping[str, str]) -> Path:

@@ -52,9 +52,12 @@ def test_choices(said: dict[str, Any], compute: str, kv: str) -> None:
 @pytest.mark.parametrize(
     ("said", "named"),
     [
-        ({"dtype": "float16", "device": "cpu", "runner": "reference"}, ("float16", "--device cpu")),
+        ({"dtype": "float16", "device": "cpu", "runner": "reference"}, ("float16", "contradicts device cpu")),
         ({"dtype": "float16", "family": "gemma2"}, ("float16", "gemma2")),
-        ({"dtype": "bfloat16", "device": "cuda:1", "bfloat16": False}, ("bfloat16", "--device cuda:1")),
+        (
+            {"dtype": "bfloat16", "device": "cuda:1", "bfloat16": False},
+            ("bfloat16", "contradicts device cuda:1"),
+        ),
     ],
 )
 def test_contradictions_name_both(said: dict[str, Any], named: tuple[str, str]) -> None:

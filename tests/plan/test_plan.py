@@ -21,7 +21,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from octavo.devices import DeviceChoice, Gpu, Machine, Unusable
-from octavo.errors import IncompatibleModelError, InvalidParameterError, NotEnoughMemoryError
+from octavo.errors import DeviceError, IncompatibleModelError, InvalidParameterError, NotEnoughMemoryError
 from octavo.load_plan import TIGHT_SHARE, LoadPlan
 from octavo.models.parameters import Parameter
 from octavo.models.spec import Attention, DenseMLP, KVGroup, LayerNorms, LayerSpec, ModelSpec, Norm
@@ -150,7 +150,7 @@ def all_in(parameters: Sequence[Parameter], weights: FakeFormat) -> dict[str, Fa
 
 def host(available_bytes: int, **changes: Any) -> Machine:
     facts: dict[str, Any] = {"total_bytes": available_bytes, "available_bytes": available_bytes}
-    return Machine(**(facts | {"cores": 4, "cuda": NONE, "mps": NONE} | changes))
+    return Machine(**(facts | {"cores": 4, "cpus": 8, "cuda": NONE, "mps": NONE} | changes))
 
 
 CPU = DeviceChoice("cpu", "as asked")
@@ -343,7 +343,8 @@ def test_the_default_context_is_the_least_of_three() -> None:
     assert 512 < short.context.tokens < 8192
     assert short.context.tokens % 32 == 0
     assert short.context.tokens == short.context.fits_tokens
-    assert f"what fits {short.context.tokens:,}" in short.context.reason
+    assert f"{short.context.tokens:,} of the model's" in short.context.reason
+    assert "all that fits" in short.context.reason
     with pytest.raises(NotEnoughMemoryError):
         plan(SMOLLM2, available=some, settings=Settings(context=short.context.tokens + 32))
 
@@ -533,3 +534,29 @@ def test_planning_imports_no_torch() -> None:
 )
 def test_readable_bytes(count: int, words: str) -> None:
     assert readable_bytes(count) == words
+
+
+# --- what was asked for and is not there -----------------------------------------------------------
+
+
+def test_more_threads_than_cpus_are_refused_with_their_number() -> None:
+    assert plan(SMOLLM2, settings=Settings(threads=8)).config.threads == 8
+    with pytest.raises(InvalidParameterError, match="--threads 9 is more than the 8 CPUs") as caught:
+        plan(SMOLLM2, settings=Settings(threads=9))
+    assert caught.value.parameter == "threads"
+
+
+def test_a_runner_or_isa_that_was_asked_for_is_named_in_the_remedy() -> None:
+    kinds = (FakeKind("cpu", why_not="it has no such layer"),)
+    with pytest.raises(IncompatibleModelError) as caught:
+        plan(SMOLLM2, kinds=kinds, settings=Settings(runner="cpu", isa="avx2"))
+    assert "--runner and --isa" in caught.value.remedy
+    with pytest.raises(IncompatibleModelError) as caught:
+        plan(SMOLLM2, kinds=kinds)
+    assert "--device" in caught.value.remedy
+
+
+def test_the_cuda_runner_without_cuda_is_a_device_error() -> None:
+    kinds = (FakeKind("cuda", why_not="it runs on CUDA devices"),)
+    with pytest.raises(DeviceError, match=NONE.why):
+        plan(SMOLLM2, kinds=kinds, settings=Settings(runner="cuda"))

@@ -44,6 +44,16 @@ def test_in_python(default_model_path):
     with LLM(default_model_path, device="cpu", context=64, filter=cut) as llm:
         done = llm.generate("Once upon a time", SamplingParams(max_new_tokens=20, seed=1))
         assert (done.finish_reason, done.text) == ("content_filter", "")
+        assert done.notices == ()
+
+
+def test_a_filter_that_fails_says_so_without_the_text():
+    def broken(text, last):
+        raise TypeError(text)
+
+    filtered = FilteredText(broken)
+    assert filtered.push("secret", last=False) == ("", True)
+    assert filtered.notices == ("error: the output filter failed (TypeError): the answer was stopped",)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.cli.answers import answer_key, answers_to, earlier_answers
 from octavo.cli.configuration import Configuration
-from octavo.cli.facts import completion_json, model_facts
+from octavo.cli.facts import completion_json, model_facts, with_grammar_notice
 from octavo.cli.loading import Loaded, loaded_model
 from octavo.cli.output import note, note_all, stderr_console
 from octavo.cli.prompt import bounded, chat_turns, read_file
@@ -148,10 +148,10 @@ class _Batch:
         if turns is None:
             turns = chat_turns(llm, prompt, system=self.system, raw=self.raw)
         if turns is None:
-            return llm.generate(prompt, params)
+            return with_grammar_notice(llm.generate(prompt, params), params)
         if self.system is not None and not any(turn.get("role") == "system" for turn in turns):
             turns = [{"role": "system", "content": self.system}, *turns]
-        return llm.chat(turns, bounded(llm, turns, params))
+        return with_grammar_notice(llm.chat(turns, bounded(llm, turns, params)), params)
 
 
 def _line_schema() -> Any:

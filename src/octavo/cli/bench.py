@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from octavo.bench.report import Report
     from octavo.bench.subject import Subject
 
-_SETTINGS = tuple(field.name for field in dataclasses.fields(Settings) if field.name != "max_sequences")
+_SETTINGS = tuple(
+    field.name for field in dataclasses.fields(Settings) if field.name not in ("max_sequences", "filter")
+)
 
 
 @accepts(Settings, only=_SETTINGS)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from octavo.cli.configuration import read_configuration
-from octavo.cli.facts import answer_facts, model_facts
+from octavo.cli.configuration import read_configuration, refuse_unseen_logprobs
+from octavo.cli.facts import answer_facts, model_facts, with_grammar_notice
 from octavo.cli.loading import loaded_model
 from octavo.cli.options import Given, accepts
 from octavo.cli.output import note, note_all, write
@@ -42,6 +42,7 @@ def chat(
     for the commands. The oldest turns are dropped, with a notice, when the conversation outgrows the context.
     """
     configuration = read_configuration(said)
+    refuse_unseen_logprobs(configuration, remedy="Leave it out, or use octavo generate --json.")
     with loaded_model(configuration) as loaded:
         llm = loaded.llm
         if loaded.resolved.sampling.n > 1:
@@ -111,7 +112,7 @@ class _Conversation:
                 write(event.text)
                 if event.completion is not None:
                     write("\n")
-                    note_all(event.completion.notices)
+                    note_all(with_grammar_notice(event.completion, self.params).notices)
                     note(answer_facts(event.completion))
         except InvalidInputError as error:
             report(error)

@@ -92,6 +92,20 @@ def check(resolved: Resolved) -> None:
         ) from error
 
 
+def refuse_unseen_logprobs(configuration: Configuration, *, remedy: str) -> None:
+    """Raises UsageError where a flag or a variable asks for logprobs and only the text would be printed."""
+    for name in ("logprobs", "prompt_logprobs"):
+        said = {
+            f"--{name.replace('_', '-')}": configuration.flags,
+            f"OCTAVO_{name.upper()}": configuration.environment,
+        }
+        for origin, layer in said.items():
+            if name in layer:
+                raise UsageError(
+                    f"{origin} goes with --json: the text alone has no place for it", remedy=remedy
+                )
+
+
 def read_configuration(said: Mapping[str, Any]) -> Configuration:
     """`said` are the flags given on the command line. Raises UsageError where a layer cannot be read."""
     from platformdirs import user_config_path

@@ -99,6 +99,15 @@ def evaluate(
     prepared, resolved = with_fallback(configuration, plan)
     source = next(iter(prepared.formats.values())).source
     note_all((*source.notices, *storage_facts(source)))
+    scored = prepared.segments.scored_tokens
+    passes = len(prepared.formats) if against is None else 2 * len(prepared.formats) + 1
+    note(
+        f"scoring {scored:,} tokens of {read.name}, in {passes} passes"
+        if passes > 1
+        else f"scoring {scored:,} tokens of {read.name}"
+    )
+    if prepared.segments.text_tokens < tokens:
+        note(f"the text has only {prepared.segments.text_tokens:,} tokens, of the {tokens:,} asked for")
     found = measure(prepared, counting_bar)
     today = datetime.now(UTC).date()
     if resolved.settings.cache:
@@ -114,8 +123,6 @@ def evaluate(
     if found.reference is not None:
         tables.append(_layers(found))
     write_table(*tables)
-    if found.scored_tokens < tokens * 0.95:
-        note(f"the text has only {found.scored_tokens:,} tokens to score")
 
 
 def _format(name: str, flag: str) -> QuantName:

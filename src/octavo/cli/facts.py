@@ -9,7 +9,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from octavo.settings import SamplingParams
 from octavo.types import Completion, FinishReason, ModelSource
+
+UNFINISHED_GRAMMAR = "the grammar was not finished: raise --max-new-tokens"
 
 
 def facts_line(done: Completion, info: Mapping[str, Any]) -> str:
@@ -39,11 +42,28 @@ def answer_facts(done: Completion) -> str:
     facts = [f"{done.usage.prompt_tokens} prompt + {done.usage.completion_tokens} new tokens"]
     if done.finish_reason is FinishReason.LENGTH:
         facts[0] += " (cut at the limit)"
+    elif done.finish_reason is FinishReason.CONTENT_FILTER:
+        facts[0] += " (stopped by the output filter: content_filter)"
     if timings.decode_tokens_per_second is not None:
         facts.append(f"{timings.decode_tokens_per_second:.1f} tok/s")
     if timings.first_token_seconds is not None:
         facts.append(f"first token {timings.first_token_seconds:.2f} s")
     return ", ".join([*facts, f"seed {done.seed}"])
+
+
+def with_grammar_notice(done: Completion, params: SamplingParams) -> Completion:
+    """The same, with a notice in each choice whose text ends before its grammar does."""
+    if all(
+        each is None or each is False
+        for each in (params.json_object, params.json_schema, params.regex, params.lark)
+    ):
+        return done
+
+    def said(each: Completion) -> Completion:
+        cut = each.finish_reason is FinishReason.LENGTH
+        return dataclasses.replace(each, notices=(*each.notices, UNFINISHED_GRAMMAR)) if cut else each
+
+    return dataclasses.replace(said(done), others=tuple(map(said, done.others)))
 
 
 def completion_json(done: Completion) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from octavo.cli.batch import run_batch
-from octavo.cli.configuration import read_configuration
-from octavo.cli.facts import answer_facts, facts_json, facts_line, model_facts
+from octavo.cli.configuration import read_configuration, refuse_unseen_logprobs
+from octavo.cli.facts import answer_facts, facts_json, facts_line, model_facts, with_grammar_notice
 from octavo.cli.loading import loaded_model
 from octavo.cli.options import Given, accepts
 from octavo.cli.output import note, note_all, write, write_json
@@ -58,9 +58,16 @@ def generate(
     if raw and system is not None:
         raise UsageError("--raw and --system contradict each other", remedy="Leave one of them out.")
     configuration = read_configuration(said)
+    if batch is None and not json:
+        refuse_unseen_logprobs(configuration, remedy="Add --json, or leave it out.")
     if batch is not None:
         if prompt is not None or file is not None:
             raise UsageError("a prompt and --batch were given", remedy="Give one of them.")
+        if no_stream:
+            raise UsageError(
+                "--batch and --no-stream contradict each other",
+                remedy="Leave --no-stream out: a line's answer is written when it is done.",
+            )
         if output is not None and output.resolve() == batch.resolve():
             raise UsageError(f"--batch and --output are both {batch}", remedy="Name another --output.")
         run_batch(configuration, batch, system=system, raw=raw, output=output)
@@ -75,8 +82,8 @@ def generate(
             llm.stream(text, params) if turns is None else llm.stream_chat(turns, bounded(llm, turns, params))
         )
         note_all(llm.notices)
-        done = follow(events, show=not (json or no_stream or params.n > 1))
-        note_all(done.notices)
+        done = with_grammar_notice(follow(events, show=not (json or no_stream or params.n > 1)), params)
+        note_all(dict.fromkeys(notice for each in done.choices for notice in each.notices))
         if json:
             write_json(facts_json(done, llm.info()))
         if done.others:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from octavo.cli.fields import VARIABLE_PREFIX, is_negated, said_fields, variable_name
 from octavo.errors import UsageError
 
-_NOT_SETTINGS = ("OCTAVO_DEBUG", "OCTAVO_TEST_MODEL")
+_NOT_SETTINGS = ("OCTAVO_DEBUG", "OCTAVO_REQUIRE_KERNELS", "OCTAVO_API_KEY", "OCTAVO_ADMIN_KEY")
+_FOR_TESTS = "OCTAVO_TEST_"
 _SAMPLING = "sampling"
 _ALIASES = "models"
 _FALLBACK = "fallback"
@@ -51,17 +52,16 @@ class File:
 
 
 def read_environment(*classes: type) -> tuple[Layer, tuple[str, ...]]:
-    """What the variables say, and a notice for each variable that looks like a misspelled setting.
+    """What the variables say, and a notice for each variable that is no setting.
 
     An empty variable says nothing. Raises InvalidParameterError where a value has the wrong type.
     """
     fields = {variable_name(field): field for cls in classes for field in said_fields(cls)}
     present = [name for name in os.environ if name.startswith(VARIABLE_PREFIX)]
     notices = tuple(
-        f"{name} is not a setting: did you mean {close}?"
+        f"{name} is not a setting, and was ignored{_meant(name, fields)}"
         for name in present
-        if name not in fields and name not in _NOT_SETTINGS
-        for close in difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
+        if name not in fields and name not in _NOT_SETTINGS and not name.startswith(_FOR_TESTS)
     )
     if not any(os.environ[name] for name in present if name in fields):
         return {}, notices
@@ -82,6 +82,11 @@ def read_environment(*classes: type) -> tuple[Layer, tuple[str, ...]]:
             value = found[field.name]
             layer[field.name] = Said(not value if is_negated(field) else value, variable)
     return layer, notices
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    return f": did you mean {close[0]}?" if close else ""
 
 
 def read_file(path: Path, settings: type, sampling: type) -> File:
@@ -139,7 +144,17 @@ def _explain(first: Any, path: Path, settings: list[str], sampling: list[str]) -
     known = sampling if in_sampling else [*settings, _SAMPLING, _FALLBACK if tables else _ALIASES]
     where = f"{path}: {key} in [{'.'.join(tables)}]" if tables else f"{path}: {key}"
     misplaced = [] if in_sampling else difflib.get_close_matches(key, sampling, n=1)
+    if not tables and isinstance(
+        first["input"], dict
+    ):  # a table: no setting is meant, however alike its name
+        return UsageError(f"{path}: [{key}] is not a known table", remedy=_table_remedy(key))
     if misplaced and not difflib.get_close_matches(key, known, n=1):
         table = ".".join([*tables, _SAMPLING])
         return UsageError(f"{where} is not a known key", remedy=f"{misplaced[0]} belongs in [{table}].")
     return schema.explain(first, where, str(path), known)
+
+
+def _table_remedy(key: str) -> str:
+    close = difflib.get_close_matches(key, [_SAMPLING, _ALIASES], n=1)
+    known = f"Tables are [{_SAMPLING}] and [{_ALIASES}.NAME]."
+    return f"Did you mean [{close[0]}]? {known}" if close else known

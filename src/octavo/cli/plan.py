@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from octavo.loading import PlannedModel
 
 
-@accepts(Settings)
+_SETTINGS = tuple(field.name for field in dataclasses.fields(Settings) if field.name != "filter")
+
+
+@accepts(Settings, only=_SETTINGS)
 def plan(
     name: Annotated[str | None, typer.Argument(metavar="MODEL", help="The same as --model.")] = None,
     *,
@@ -82,6 +86,6 @@ def _memory(made: LoadPlan) -> Table:
         for name, count in pool.parts.items():
             table.add_row(pool.name, name, readable_bytes(count))
         table.add_row(pool.name, "running, all", readable_bytes(pool.running_bytes))
-        table.add_row(pool.name, "peak while loading", readable_bytes(pool.load_peak_bytes))
+        table.add_row(pool.name, "peak, loading or running", readable_bytes(pool.needed_bytes))
         table.add_row(pool.name, "usable", readable_bytes(pool.usable_bytes))
     return table

@@ -6,11 +6,26 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from octavo.cli.output import stderr_console
+from octavo.cli.output import note, stderr_console
 from octavo.types import Progress
 
 if TYPE_CHECKING:
     import rich.progress
+
+
+class Announcement:
+    """The `Progress` that says on one line that a download begins, and no more."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __call__(self, stage: str, done_bytes: int, total_bytes: int | None) -> None:
+        if stage != "downloading" or self._said or (total_bytes is not None and done_bytes >= total_bytes):
+            return
+        from octavo.units import readable_bytes
+
+        self._said = True
+        note("downloading the model" + ("" if total_bytes is None else f", {readable_bytes(total_bytes)}"))
 
 
 class Bars:
@@ -19,19 +34,21 @@ class Bars:
     def __init__(self, display: rich.progress.Progress) -> None:
         self._display = display
         self._tasks: dict[str, rich.progress.TaskID] = {}
+        self._announce = Announcement()
 
     def __call__(self, stage: str, done_bytes: int, total_bytes: int | None) -> None:
+        self._announce(stage, done_bytes, total_bytes)
         if stage not in self._tasks:
             self._tasks[stage] = self._display.add_task(stage, total=total_bytes)
         self._display.update(self._tasks[stage], completed=done_bytes, total=total_bytes)
 
 
 @contextlib.contextmanager
-def progress_bars() -> Iterator[Progress | None]:
-    """Bars while the work lasts, gone after it; None where nobody watches."""
+def progress_bars() -> Iterator[Progress]:
+    """Bars while the work lasts, gone after it; where nobody watches, a line for a download alone."""
     console = stderr_console()
     if not console.is_terminal:
-        yield None
+        yield Announcement()
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Self
 
-from octavo.errors import EmptyPromptError, InvalidInputError, NotTextError
+from octavo.errors import EmptyPromptError, NotTextError, UsageError
 from octavo.text.tokenizer import Tokenizer
 
 _LEAST_TOKENS = 2
@@ -30,11 +30,11 @@ class Text:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises InvalidInputError where the file cannot be read, NotTextError where it is not UTF-8."""
+        """Raises UsageError where the file cannot be read, NotTextError where it is not UTF-8."""
         try:
             return cls(str(path), path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise InvalidInputError(
+            raise UsageError(
                 f"cannot read {path}: {error.strerror}", remedy="Give --text a file of plain text."
             ) from error
         except UnicodeDecodeError as error:
@@ -47,6 +47,8 @@ class Text:
 class Segments:
     ids: tuple[tuple[int, ...], ...]
     """Each begins with the model's BOS where it wants one, and is scored from its second token on."""
+    text_tokens: int
+    """Of the text, at most those asked for: the first token of a segment without BOS is not scored."""
 
     @property
     def scored_tokens(self) -> int:
@@ -65,4 +67,4 @@ class Segments:
         start = (tokenizer.bos_token_id,) if tokenizer.adds_bos and tokenizer.bos_token_id is not None else ()
         step = segment_tokens - len(start)
         cut = [start + tuple(ids[i : i + step]) for i in range(0, len(ids), step)]
-        return cls(tuple(segment for segment in cut if len(segment) >= _LEAST_TOKENS))
+        return cls(tuple(segment for segment in cut if len(segment) >= _LEAST_TOKENS), len(ids))
