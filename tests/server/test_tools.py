@@ -195,7 +195,7 @@ def test_responses_are_items(client):
         {"role": "user", "content": "Thanks.!stop"},
     ]
     again = client.responses.with_raw_response.create(model="fake", input=back, tools=[flat(WEATHER)])
-    assert again.headers["x-octavo-ignored"] == "input.reasoning"
+    assert again.headers["x-octavo-ignored"] == "input.id, input.status, input.reasoning"
     assert again.parse().output_text == "Thanks.!stop"
     alone = client.responses.create(model="fake", input=back[-1:], tools=[flat(WEATHER)])
     assert again.parse().usage.input_tokens > alone.usage.input_tokens + 2 * len("12 °C(weather)")
