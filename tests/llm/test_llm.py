@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import subprocess
 import sys
@@ -223,7 +224,7 @@ def test_a_load_that_cannot_fit_is_refused_before_it_starts(tiny_folder, monkeyp
     from octavo import loading
 
     machine = loading.read_machine("cpu")
-    small = type(machine)(1 << 30, 170 << 20, machine.cores, machine.cuda, machine.mps)
+    small = dataclasses.replace(machine, total_bytes=1 << 30, available_bytes=170 << 20)
     monkeypatch.setattr(loading, "read_machine", lambda setting: small)
     monkeypatch.setattr(loading, "open_weights", lambda **_: pytest.fail("weights were read"))
     with pytest.raises(errors.NotEnoughMemoryError) as caught:
