@@ -16,7 +16,7 @@ from octavo.errors import OctavoError
 from octavo.generation import Generation
 from octavo.server.admission import Admission, Place
 from octavo.server.faults import HttpFault
-from octavo.server.worker_link import WorkerLink
+from octavo.server.worker_link import Sink, WorkerLink
 from octavo.types import Completion, FinishReason, Request, TokenEvent, TokenLogprob
 
 
@@ -88,7 +88,7 @@ class Running:
     async def __aexit__(self, *about: object) -> None:
         self._cancel()
 
-    def _sink(self, index: int):  # type: ignore[no-untyped-def]
+    def _sink(self, index: int) -> Sink:
         def take(event: TokenEvent) -> None:
             self._events.append((index, event, time.perf_counter()))
             self._news.set()
