@@ -39,11 +39,12 @@ void Worker::store(LayerState& layer, const Segment& segment, int position, int 
 }
 
 // Every thread finishes the single row's queries for itself; whoever takes the last block of a head stores its key.
+// What a thread has of a head from its first block on, it joins at once: fewer partials for all to read.
 void Worker::attend_alone(LayerState& layer) {
   const OctavoLayer& spec = layer.spec;
   const int q_size = spec.heads * spec.head_dim, k_size = spec.kv_heads * spec.head_dim;
   const std::vector<AttendUnit>& units = p_.units[static_cast<size_t>(spec.kv_group)];
-  const int blocks = static_cast<int>(units.size());
+  const int blocks = static_cast<int>(units.size()), group = spec.heads / spec.kv_heads;
   const Segment& segment = p_.segments[0];
   float* q = s_.queries.data();
   std::memcpy(q, r_.qkv.data(), static_cast<size_t>(q_size + k_size) * sizeof(float));
@@ -53,8 +54,33 @@ void Worker::attend_alone(LayerState& layer) {
     const int kv_head = i / blocks;
     if (i % blocks == blocks - 1)
       store(layer, segment, segment.start, kv_head, q + q_size, r_.qkv.data() + q_size + k_size);
-    attend_single(layer, segment, units[static_cast<size_t>(i % blocks)].block, kv_head, q);
+    const int block = units[static_cast<size_t>(i % blocks)].block;
+    attend_single(layer, segment, block, kv_head, q);
+    if (i % blocks && i - i % blocks >= range.begin)
+      for (int h = kv_head * group; h < (kv_head + 1) * group; h++) {
+        const Partial joined = partial(spec, segment, units[0].block, h);
+        merge(spec, joined.out, joined.peak, joined.mass, partial(spec, segment, block, h));
+      }
   }
+}
+
+// How many blocks of a KV head of a single row `attend_alone` has joined into the first.
+int Worker::blocks_joined(const OctavoLayer& spec, int blocks, int kv_head) const {
+  for (int thread = 0; thread < p_.threads; thread++) {
+    const Range range = share(blocks * spec.kv_heads, thread, p_.threads);
+    if (range.end > kv_head * blocks) return std::min(blocks, range.end - kv_head * blocks);
+  }
+  return 1;
+}
+
+Worker::Partial Worker::partial(const OctavoLayer& spec, const Segment& segment, int block, int head) const {
+  const int64_t place = int64_t{segment.partial_block} + block;
+  float* state = r_.partial_state.data() + place * 2 * r_.max_heads + head;
+  return {r_.partial_out.data() + place * r_.mixed + head * spec.head_dim, state, state + r_.max_heads};
+}
+
+void Worker::merge(const OctavoLayer& spec, float* out, float* peak, float* mass, const Partial& next) const {
+  k_.merge(out, peak, mass, next.out, *next.peak, *next.mass, spec.head_dim);
 }
 
 void Worker::attend(LayerState& layer) {
@@ -100,17 +126,15 @@ void Worker::attend_single(LayerState& layer, const Segment& segment, int block,
   const int32_t from = std::max(first_visible(position, spec.window) - base, 0);
   const int32_t to = std::min(position + 1 - base, kBlockTokens);
   const int head = kv_head * group;
-  const int64_t place = int64_t{segment.partial_block} + block;
   for (int done = 0; done < group; done += r_.query_tile) {
     const int rows = std::min(group - done, r_.query_tile);
     int32_t* first = s_.first.data();
     for (int i = 0; i < rows; i++) first[i] = from, first[r_.query_tile + i] = to;
-    float* state = r_.partial_state.data() + place * 2 * r_.max_heads + head + done;
+    const Partial target = partial(spec, segment, block, head + done);
     k_.attend({.queries = q + (head + done) * dim, .query_stride = dim, .rows = rows, .first = first,
                .last = first + r_.query_tile, .pages = pages, .head_dim = dim, .scale = spec.score_scale,
                .softcap = spec.score_softcap, .scores = s_.scores.data(),
-               .out = r_.partial_out.data() + place * r_.mixed + (head + done) * dim, .out_stride = dim,
-               .peak = state, .mass = state + r_.max_heads});
+               .out = target.out, .out_stride = dim, .peak = target.peak, .mass = target.mass});
   }
 }
 
@@ -186,13 +210,11 @@ void Worker::finish_attention(const LayerState& layer) {
 
 void Worker::join_blocks(const OctavoLayer& spec, const Segment& segment, int head, float* out) {
   float peak = -INFINITY, mass = 0.0f;
-  for (int block = first_visible(segment.start, spec.window) / kBlockTokens; block <= segment.start / kBlockTokens;
-       block++) {
-    const int64_t place = int64_t{segment.partial_block} + block;
-    const float* state = r_.partial_state.data() + place * 2 * r_.max_heads + head;
-    k_.merge(out, &peak, &mass, r_.partial_out.data() + place * r_.mixed + head * spec.head_dim, state[0],
-             state[r_.max_heads], spec.head_dim);
-  }
+  const int first = first_visible(segment.start, spec.window) / kBlockTokens, last = segment.start / kBlockTokens;
+  merge(spec, out, &peak, &mass, partial(spec, segment, first, head));
+  const int joined = alone_ ? blocks_joined(spec, last + 1 - first, head / (spec.heads / spec.kv_heads)) : 1;
+  for (int block = first + joined; block <= last; block++)
+    merge(spec, out, &peak, &mass, partial(spec, segment, block, head));
   k_.scale(out, 1.0f / mass, spec.head_dim);
 }
 

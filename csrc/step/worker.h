@@ -57,7 +57,8 @@ class Worker {
 
   int blocks_of(const Matrix& w) const { return (w.rows + k_.lanes - 1) / k_.lanes; }
   // Calls f(first block, last block) for this thread's parts of `blocks` blocks: one contiguous stream each for a
-  // single row, else claimed panels small enough to stay in the cache for all tiles of rows.
+  // single row, else claimed panels small enough to stay in the cache for all tiles of rows. The last quarter goes in
+  // small panels, and so does all of it where few rows make every panel short: threads then end together.
   template <class F> void share_blocks(int blocks, int64_t block_bytes, F f) {
     if (alone_) {
       const Range range = share((blocks + 1) / 2, thread_, p_.threads);  // pairs: see Kernels::gated
@@ -65,9 +66,17 @@ class Worker {
       return;
     }
     constexpr int64_t kPanelBytes = 128 << 10;
-    int panel = static_cast<int>(kPanelBytes / block_bytes);
-    panel = std::max(2, std::min(panel, blocks / (4 * p_.threads)) / 2 * 2);
-    for (int first; (first = claim() * panel) < blocks;) f(first, std::min(first + panel, blocks));
+    constexpr int kFewRows = 32;
+    const int cached = static_cast<int>(kPanelBytes / block_bytes);
+    const auto even = [&](int panel) { return std::max(2, std::min(panel, cached) / 2 * 2); };
+    const int large = even(blocks / (4 * p_.threads)), small = even(blocks / (32 * p_.threads));
+    const int large_panels = p_.rows <= kFewRows ? 0 : blocks * 3 / 4 / large;
+    for (;;) {
+      const int panel = claim(), after = panel - large_panels;
+      const int first = after < 0 ? panel * large : large_panels * large + after * small;
+      if (first >= blocks) return;
+      f(first, std::min(first + (after < 0 ? large : small), blocks));
+    }
   }
 
   // rows.cpp
@@ -116,6 +125,13 @@ class Worker {
   void attend_tiles(LayerState& layer, const Segment& segment, const AttendUnit& unit, int kv_head);
   void attend_tile(LayerState& layer, const Segment& segment, int first_row, int tokens, int kv_head, int head,
                    int heads);
+  // A block of keys against one head of a single row: sum of exp(score - peak) v, and of exp(score - peak).
+  struct Partial {
+    float *out, *peak, *mass;
+  };
+  Partial partial(const OctavoLayer& spec, const Segment& segment, int block, int head) const;
+  void merge(const OctavoLayer& spec, float* out, float* peak, float* mass, const Partial& next) const;
+  int blocks_joined(const OctavoLayer& spec, int blocks, int kv_head) const;
   void finish_attention(const LayerState& layer);
   void join_blocks(const OctavoLayer& spec, const Segment& segment, int head, float* out);
 
