@@ -37,6 +37,11 @@ static inline uint16_t f32_to_f16(float value) {
   return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
 }
 
+// The OCP 8-bit float with 4 bits of exponent; not NaN.
+static inline float e4m3_to_f32(uint8_t code) {
+  return f16_to_f32(static_cast<uint16_t>((code & 0x80u) << 8 | (code & 0x7fu) << 7)) * 256.0f;
+}
+
 static inline float bf16_to_f32(uint16_t h) {
   const uint32_t bits = static_cast<uint32_t>(h) << 16;
   float value;

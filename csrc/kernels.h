@@ -71,7 +71,7 @@ inline BlockParts parts_of(const Matrix& w, int lanes) {
 
 // The encoding a matrix multiplies with: an index into `Activations::fixed`, or -1 for plain values.
 inline int encoding_of(const Matrix& w) {
-  if (w.codec <= OCTAVO_PLAIN_BF16) return -1;
+  if (w.codec <= OCTAVO_E4M3) return -1;
   if (w.int8_activations) return w.group % 64 == 0 ? 4 : 3;
   // sums of 64 columns of a table's steps would not fit 32 bits
   if (w.group % 64 == 0 && w.codec != OCTAVO_T4) return 2;

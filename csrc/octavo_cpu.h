@@ -17,7 +17,7 @@ extern "C" {
 #define OCTAVO_API __attribute__((visibility("default")))
 #endif
 
-#define OCTAVO_ABI 4
+#define OCTAVO_ABI 5
 #define OCTAVO_PAGE_TOKENS 32
 
 enum OctavoStatus { OCTAVO_OK = 0, OCTAVO_OUT_OF_MEMORY = -1 };
@@ -25,15 +25,17 @@ enum OctavoIsa { OCTAVO_PORTABLE = 0, OCTAVO_AVX2 = 1, OCTAVO_AVX512 = 2, OCTAVO
 enum OctavoNormKind { OCTAVO_NO_NORM = 0, OCTAVO_RMS = 1, OCTAVO_LAYERNORM = 2 };
 enum OctavoActivation { OCTAVO_SILU = 0, OCTAVO_GELU = 1, OCTAVO_GELU_TANH = 2 };
 // Codes as kernels/linear.inc lays them out: bits, whether groups have a minimum. T4: codes are places in a table.
+// E4M3: 8-bit floats, none of them NaN, in groups of whole 64s.
 enum OctavoCodec {
   OCTAVO_PLAIN_F32 = 0,
   OCTAVO_PLAIN_F16 = 1,
   OCTAVO_PLAIN_BF16 = 2,
-  OCTAVO_U8 = 3,
-  OCTAVO_U8_MIN = 4,
-  OCTAVO_U4 = 5,
-  OCTAVO_U4_MIN = 6,
-  OCTAVO_T4 = 7
+  OCTAVO_E4M3 = 3,
+  OCTAVO_U8 = 4,
+  OCTAVO_U8_MIN = 5,
+  OCTAVO_U4 = 6,
+  OCTAVO_U4_MIN = 7,
+  OCTAVO_T4 = 8
 };
 // How a group's scale and minimum are stored; 8-bit ones are times a binary16 that 256 columns share.
 enum OctavoNumbers { OCTAVO_NUMBERS_F16 = 0, OCTAVO_NUMBERS_F32 = 1, OCTAVO_NUMBERS_U8 = 2, OCTAVO_NUMBERS_I8 = 3 };

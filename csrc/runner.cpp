@@ -163,6 +163,11 @@ void dequantize_row(const Matrix& w, int lanes, int row, float* out) {
     const int whole = w.numbers == OCTAVO_NUMBERS_I8 ? static_cast<int8_t>(groups[at]) : groups[at];
     return static_cast<float>(whole) * f16_to_f32(half(shared, int64_t{k / 256} * lanes + lane));
   };
+  if (w.codec == OCTAVO_E4M3) {
+    for (int k = 0; k < w.columns; k++)
+      out[k] = e4m3_to_f32(codes[int64_t{k} * lanes + lane]) * number(k, block, block + parts.shared);
+    return;
+  }
   for (int k = 0; k < w.columns; k++) {
     int code;
     if (nibbles) {  // column 2 p + l of 8 in nibble p of the 16-bit lane l

@@ -54,6 +54,9 @@ FORMATS: tuple[Format, ...] = (
     Affine("4-rows", 4, None, "minimum", "f32", "step", None),
     Codebook("fp4-half", "fp4", 64, "f16", None),
     Codebook("nf4-rows", "nf4", None, "f32", None),
+    Codebook("fp8", "e4m3", None, "f32", None),
+    Codebook("fp8-g64", "e4m3", 64, "f32", None),
+    Codebook("fp8-g128", "e4m3", 128, "f32", None),
     Plain("f32"),
     Plain("f16"),
     Plain("bf16"),
@@ -67,7 +70,10 @@ def random_arrays(chosen: Format, rows: int, columns: int, seed: int) -> dict[st
         return chosen.pack(source.normal(0, 0.5, (rows, columns)).astype(np.float32))
     assert isinstance(chosen, Affine | Codebook)
     groups, dtype = chosen.groups(columns), SCALE_DTYPES[chosen.scales]
-    if chosen.bits == 8:
+    if isinstance(chosen, Codebook) and chosen.bits == 8:
+        codes = np.flatnonzero(np.isfinite(chosen.values)).astype(np.uint8)
+        codes = source.choice(codes, (rows, columns))
+    elif chosen.bits == 8:
         codes = source.integers(-128, 128, (rows, columns)).astype(np.int8)
     else:
         codes = source.integers(0, 256, (rows, (columns + 1) // 2)).astype(np.uint8)
@@ -109,7 +115,8 @@ class Packed:
         self.blocks, self.bias = arrays["o"], bias
         encoding = encoding_of(chosen, columns, lanes)
         assert encoding is not None
-        self.table = native_table(chosen.values) if isinstance(chosen, Codebook) else None
+        has_table = isinstance(chosen, Codebook) and chosen.bits == 4
+        self.table = native_table(chosen.values) if has_table else None
         self.struct = library.Matrix(
             blocks=self.blocks.ctypes.data,
             bias=None if bias is None else bias.ctypes.data,

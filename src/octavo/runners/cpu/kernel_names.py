@@ -33,7 +33,7 @@ def kernel_names(
 def _activations(chosen: Format, asked: ActivationsName) -> str:
     encoding = encoding_of(chosen, 64, 8)
     assert encoding is not None
-    if encoding.group == 0:
+    if encoding.takes_fp32:
         return "fp32"
     return asked if encoding.takes_int8 else "int16"
 

@@ -34,7 +34,7 @@ _COLUMN_ORDER = np.array([0, 2, 1, 3])
 _ARRANGE_VALUES = 1 << 20
 _NUMBER_BYTES = {Numbers.F16: 2, Numbers.F32: 4, Numbers.U8: 1, Numbers.I8: 1}
 _CODE_BITS = {
-    **{Codec.PLAIN_F32: 32, Codec.PLAIN_F16: 16, Codec.PLAIN_BF16: 16},
+    **{Codec.PLAIN_F32: 32, Codec.PLAIN_F16: 16, Codec.PLAIN_BF16: 16, Codec.E4M3: 8},
     **{Codec.U8: 8, Codec.U8_MIN: 8, Codec.U4: 4, Codec.U4_MIN: 4, Codec.T4: 4},
 }
 _PLAIN_CODECS = {"f32": Codec.PLAIN_F32, "f16": Codec.PLAIN_F16, "bf16": Codec.PLAIN_BF16}
@@ -61,6 +61,11 @@ class Encoding:
     @property
     def two_level(self) -> bool:
         return self.numbers in (Numbers.U8, Numbers.I8)
+
+    @property
+    def takes_fp32(self) -> bool:
+        """Whether it is multiplied with activations as they are."""
+        return self.codec <= Codec.E4M3
 
     @property
     def takes_int8(self) -> bool:
@@ -90,12 +95,12 @@ def encoding_of(format: Format, columns: int, lanes: int) -> Encoding | None:
     if not isinstance(format, Affine | Codebook):
         return None
     group = _round_up(columns, 64) if format.group_size is None else format.group_size
-    if (
-        group % 16
-        or (isinstance(format, Affine) and format.ordered)
-        or (isinstance(format, Codebook) and format.bits != 4)
-    ):
+    if group % 16 or (isinstance(format, Affine) and format.ordered):
         return None
+    if isinstance(format, Codebook) and format.bits == 8:
+        if format.table != "e4m3" or group % 64:
+            return None
+        return Encoding(Codec.E4M3, _numbers_of(format), group, columns, columns, lanes)
     codec, numbers = _affine_codec(format) if isinstance(format, Affine) else (Codec.T4, _numbers_of(format))
     padded = _round_up(columns, next(n for n in (64, 32, 16) if group % n == 0))
     return Encoding(codec, numbers, group, columns, padded, lanes)
@@ -179,6 +184,10 @@ def _fill_codes(out: np.ndarray, format: Affine | Codebook, arrays: Packed, enco
         blocks = _in_blocks(table, len(out), encoding.lanes, table.shape[1])
         start += _put(out, start, blocks.transpose(0, 2, 1))
     codes = arrays["codes"]
+    if encoding.codec is Codec.E4M3:
+        blocks = _in_blocks(codes, len(out), encoding.lanes, encoding.columns)
+        _put(out, encoding.header_bytes, blocks.transpose(0, 2, 1))
+        return
     if format.bits == 8:
         # Codes are stored with 128 added.
         codes = codes.view(np.uint8) ^ np.uint8(128)

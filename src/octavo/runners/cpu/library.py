@@ -22,7 +22,7 @@ from typing import Literal, get_args
 
 from octavo.runners.cpu.build import LIBRARY
 
-ABI = 4
+ABI = 5
 IsaName = Literal["portable", "avx2", "avx512"]
 ISA_NAMES: tuple[IsaName, ...] = get_args(IsaName)
 """Slowest first; the index is the library's number."""
@@ -36,11 +36,12 @@ class Codec(IntEnum):
     PLAIN_F32 = 0
     PLAIN_F16 = 1
     PLAIN_BF16 = 2
-    U8 = 3
-    U8_MIN = 4
-    U4 = 5
-    U4_MIN = 6
-    T4 = 7
+    E4M3 = 3
+    U8 = 4
+    U8_MIN = 5
+    U4 = 6
+    U4_MIN = 7
+    T4 = 8
 
 
 class Numbers(IntEnum):

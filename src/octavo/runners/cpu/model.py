@@ -223,7 +223,7 @@ class _Builder:
         assert array.shape == (step * blocks, encoding.block_bytes)
         assert array.flags.c_contiguous
         assert array.dtype == np.uint8
-        table = self._table(chosen) if isinstance(chosen, Codebook) else None
+        table = self._table(chosen) if isinstance(chosen, Codebook) and chosen.bits == 4 else None
         return library.Matrix(
             blocks=self._pointer(array) + first * encoding.block_bytes,
             bias=None,
