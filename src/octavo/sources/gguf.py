@@ -280,18 +280,19 @@ class _Cursor:
     def _strings(self, count: int, what: str) -> list[str]:
         """As `string`, `count` times; the loop is written out because vocabularies have 100,000s of them."""
         data, end, position, length_at = self._data, self._end, self.position, _U64.unpack_from
-        result = []
-        for _ in range(count):
-            if position + 8 > end:
-                break
-            length = length_at(data, position)[0]
-            start, position = position + 8, position + 8 + length
-            if position > end:
-                break
-            try:
-                result.append(str(data[start:position], "utf-8"))
-            except UnicodeDecodeError:
-                self._decode(start, length, what)
+        result: list[str] = []
+        append, start = result.append, position
+        try:
+            for _ in range(count):
+                start = position + 8
+                if start > end:
+                    break
+                position = start + length_at(data, position)[0]
+                if position > end:
+                    break
+                append(data[start:position].decode())
+        except UnicodeDecodeError:
+            self._decode(start, position - start, what)
         if len(result) != count:
             self.fail(f"it ends inside {what}, after {len(result):,} of {count:,} strings")
         self.position = position

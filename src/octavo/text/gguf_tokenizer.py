@@ -69,18 +69,19 @@ class _Entries:
         )
         if len(self.types) != count:
             raise _damaged(f"{count} tokens but {len(self.types)} token types")
-        if not count or len(set(self.tokens)) != count:
-            raise _damaged(f"{count} tokens, of which {len(set(self.tokens))} differ")
+        self.ids = {token: token_id for token_id, token in enumerate(self.tokens)}
+        if not count or len(self.ids) != count:
+            raise _damaged(f"{count} tokens, of which {len(self.ids)} differ")
 
     def _list(self, key: str, kind: type) -> Sequence[Any]:
         value = self._metadata.get(f"tokenizer.ggml.{key}")
-        if not isinstance(value, Sequence) or not all(isinstance(item, kind) for item in value):
+        if not isinstance(value, Sequence) or not set(map(type, value)) <= {kind}:
             raise _damaged(f"tokenizer.ggml.{key} is not a list of {kind.__name__}")
         return value
 
-    def merges(self) -> list[tuple[str, str]]:
-        pairs = [merge.partition(" ") for merge in self._list("merges", str)]
-        return [(left, right) for left, _, right in pairs]
+    def merges(self) -> Sequence[tuple[str, ...]]:
+        """Pairs, where the file is sound: `_pipeline` refuses anything else."""
+        return [tuple(merge.split(" ")) for merge in self._list("merges", str)]
 
     def scores(self) -> list[float]:
         scores = self._metadata.get("tokenizer.ggml.scores")
@@ -102,7 +103,11 @@ class _Entries:
         return int(value) if value is not None and 0 <= int(value) < len(self.tokens) else None
 
     def of_type(self, *kinds: int) -> Iterable[str]:
-        return (token for token, kind in zip(self.tokens, self.types, strict=True) if kind in kinds)
+        wanted = set(map(int, kinds))  # many times faster to look into than a tuple of an enum
+        return (token for token, kind in zip(self.tokens, self.types, strict=True) if kind in wanted)
+
+    def is_of_type(self, token: str, *kinds: int) -> bool:
+        return token in self.ids and self.types[self.ids[token]] in kinds
 
 
 def _byte_level(entries: _Entries) -> Vocabulary:
@@ -110,7 +115,7 @@ def _byte_level(entries: _Entries) -> Vocabulary:
 
     recipe, notices = _recipe(entries.text("pre"))
     pipeline = _pipeline(
-        vocab={token: token_id for token_id, token in enumerate(entries.tokens)},
+        vocab=entries.ids,
         merges=entries.merges(),
         ignore_merges=recipe.ignore_merges,
     )
@@ -184,7 +189,7 @@ def _sentencepiece(entries: _Entries) -> Vocabulary:
 
 
 def _pipeline(
-    *, vocab: dict[str, int], merges: list[tuple[str, str]], **options: Any
+    *, vocab: dict[str, int], merges: Sequence[tuple[str, ...]], **options: Any
 ) -> tokenizers.Tokenizer:
     import tokenizers
 
@@ -208,8 +213,12 @@ def _add_tokens(pipeline: tokenizers.Tokenizer, entries: _Entries) -> None:
         ]
     )
     # An end of turn that a converter left unmarked is a control token all the same, as in llama.cpp.
-    unmarked = END_OF_TURN_TOKENS.intersection(entries.of_type(PieceType.USER_DEFINED, PieceType.NORMAL))
-    mark_special(pipeline, [*entries.of_type(PieceType.CONTROL, PieceType.UNKNOWN), *sorted(unmarked)])
+    unmarked = [
+        token
+        for token in sorted(END_OF_TURN_TOKENS)
+        if entries.is_of_type(token, PieceType.USER_DEFINED, PieceType.NORMAL)
+    ]
+    mark_special(pipeline, [*entries.of_type(PieceType.CONTROL, PieceType.UNKNOWN), *unmarked])
 
 
 def _vocabulary(
