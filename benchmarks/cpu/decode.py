@@ -1,6 +1,7 @@
 """The bare CPU runner: tokens a second of decode and prefill, beside the bandwidth measured in the same run.
 
-    python benchmarks/cpu/decode.py [MODEL] [--quant int8] [--threads 1 2] [--peer LLAMA-BENCH=MODEL.gguf]
+    python benchmarks/cpu/decode.py [MODEL] [--quant int8] [--threads 1 2] [--activations int16 int8]
+        [--peer LLAMA-BENCH=MODEL.gguf]
 
 Rounds are interleaved (every configuration, and every peer, once a round), and medians with their spread are
 printed, so that what else the machine does falls on all alike. `--peer` runs llama.cpp's llama-bench, built for
@@ -16,7 +17,7 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.models import build_model
 from octavo.models.spec import KV_PAGE_TOKENS, ModelSpec
@@ -24,6 +25,7 @@ from octavo.runners.base import Batch, Chunk, RunnerConfig, SlotState
 from octavo.runners.cpu.kind import CpuRunnerKind
 from octavo.runners.cpu.library import IsaName, read_bandwidth
 from octavo.runners.cpu.runner import CpuRunner
+from octavo.settings import ActivationsName
 from octavo.sources.resolve import resolve
 from octavo.types import Sampling
 from octavo.weights import WeightStore, choose_formats, open_weights
@@ -32,6 +34,7 @@ CONTEXT_TOKENS = 2560
 SEQUENCES = 8
 DECODE_TOKENS = 32
 LONG_CONTEXT = 2048
+OURS = "octavo"
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,19 @@ def llama_bench(command: str, threads: int) -> dict[str, float]:
 
 
 def measure(
-    loaded: Loaded, threads: Sequence[int], rounds: int, peers: Sequence[str]
+    loaded: Loaded,
+    threads: Sequence[int],
+    activations: Sequence[ActivationsName],
+    rounds: int,
+    peers: Sequence[str],
 ) -> dict[tuple[str, str, int], list[float]]:
     """(who, case, threads) -> tokens a second (bytes a second for bandwidth), one a round."""
-    runners = {count: loaded.runner(count) for count in threads}
+    kinds = {name: CpuRunnerKind(loaded.kind.isa, name) for name in activations}
+    runners = {
+        (count, name): replace(loaded, kind=kind).runner(count)
+        for count in threads
+        for name, kind in kinds.items()
+    }
     cases: dict[str, Callable[[CpuRunner], float]] = {
         "prefill 128": lambda runner: prefill(loaded, runner, 128),
         "prefill 512": lambda runner: prefill(loaded, runner, 512),
@@ -125,10 +137,12 @@ def measure(
     }
     found: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     for _ in range(rounds):
-        for count, runner in runners.items():
+        for count in threads:
             found["memory", "bandwidth", count].append(read_bandwidth(count))
             for name, case in cases.items():
-                found["octavo", name, count].append(case(runner))
+                for chosen in activations:
+                    who = OURS if chosen == "int16" else f"{OURS}, {chosen} activations"
+                    found[who, name, count].append(case(runners[count, chosen]))
             for peer in peers:
                 for name, rate in llama_bench(peer, count).items():
                     found[peer.rpartition("/")[2], name, count].append(rate)
@@ -143,12 +157,13 @@ def main() -> None:
     parser.add_argument("--quant", default="int8")
     parser.add_argument("--isa", choices=["portable", "avx2", "avx512"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--activations", nargs="+", default=["int16"], choices=["int16", "int8"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer", action="append", default=[], metavar="LLAMA-BENCH=MODEL.gguf")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     loaded = load(arguments.model, arguments.quant, arguments.isa)
-    found = measure(loaded, arguments.threads, arguments.rounds, arguments.peer)
+    found = measure(loaded, arguments.threads, arguments.activations, arguments.rounds, arguments.peer)
     if arguments.json:
         rows = [{"who": w, "case": c, "threads": t, "rates": rates} for (w, c, t), rates in found.items()]
         print(json.dumps({"isa": loaded.kind.isa, "token_bytes": loaded.token_bytes, "rows": rows}))
@@ -163,7 +178,7 @@ def main() -> None:
             f" {max(rates) / scale:9.1f} {unit}",
             end="",
         )
-        if (who, case) == ("octavo", "decode"):
+        if who.startswith(OURS) and case == "decode":
             bandwidth = statistics.median(found["memory", "bandwidth", count])
             print(f"  {middle * loaded.token_bytes / bandwidth:.0%}", end="")
         print()
