@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import subprocess
+import sys
 import time
 
 _PROMPT = "Why is the sky blue?"
@@ -40,9 +40,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("flags", nargs="*", help="of octavo generate")
     arguments = parser.parse_args()
-    program = shutil.which("octavo")
-    assert program is not None, "octavo is not installed"
-    command = [program, "generate", _PROMPT, "--max-new-tokens", "1", *arguments.flags]
+    command = [sys.executable, "-m", "octavo", "generate", _PROMPT, "--max-new-tokens", "1", *arguments.flags]
     start(command)
     found = [start(command) for _ in range(arguments.rounds)]
     for name, seconds in zip(("first token", "end"), zip(*found, strict=True), strict=True):

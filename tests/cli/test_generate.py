@@ -134,9 +134,14 @@ def test_notices_come_before_the_facts(cli):
     assert len(done.err_lines) == 2
 
 
-def test_progress_is_shown_on_a_terminal_only(cli):
+def test_progress_is_shown_on_a_terminal_only(cli, monkeypatch):
+    monkeypatch.setattr("octavo.cli.progress._PATIENCE_SECONDS", 0.0)
     assert "loading" in cli("generate", "hello", terminal=True).err
     assert "loading" not in cli("generate", "hello").err
+
+
+def test_a_short_load_shows_no_bar(cli):
+    assert "loading" not in cli("generate", "hello", terminal=True).err
 
 
 def test_a_terminal_is_not_shown_control_characters(cli):

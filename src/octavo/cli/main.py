@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-import gc
 import logging
 import os
 import sys
@@ -51,8 +50,6 @@ INTERRUPTED = 130
 
 def run() -> NoReturn:
     """The console script."""
-    # What a start makes stays: collecting garbage among it is a tenth of the processor time to the first token.
-    gc.set_threshold(100_000)
     _replace_closed_streams()
     if not os.environ.get("OCTAVO_DEBUG"):
         # What libraries have to say about themselves is not for the user of a command.
