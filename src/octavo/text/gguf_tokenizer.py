@@ -10,7 +10,7 @@ before every stretch of text that follows an added token.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from octavo.errors import ModelFormatError, UnsupportedConfigError
 from octavo.text.pieces import PieceDecoder
@@ -79,9 +79,9 @@ class _Entries:
             raise _damaged(f"tokenizer.ggml.{key} is not a list of {kind.__name__}")
         return value
 
-    def merges(self) -> Sequence[tuple[str, ...]]:
-        """Pairs, where the file is sound: `_pipeline` refuses anything else."""
-        return [tuple(merge.split(" ")) for merge in self._list("merges", str)]
+    def merges(self) -> list[tuple[str, str]]:
+        # Pairs, where the file is sound: `_pipeline` refuses anything else.
+        return cast("list[tuple[str, str]]", [tuple(merge.split(" ")) for merge in self._list("merges", str)])
 
     def scores(self) -> list[float]:
         scores = self._metadata.get("tokenizer.ggml.scores")
@@ -189,7 +189,7 @@ def _sentencepiece(entries: _Entries) -> Vocabulary:
 
 
 def _pipeline(
-    *, vocab: dict[str, int], merges: Sequence[tuple[str, ...]], **options: Any
+    *, vocab: dict[str, int], merges: list[tuple[str, str]], **options: Any
 ) -> tokenizers.Tokenizer:
     import tokenizers
 
