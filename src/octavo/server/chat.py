@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from typing import Any
 
@@ -15,7 +14,7 @@ from octavo.server.schema import ChatRequest, read
 from octavo.server.service import Service, fingerprint, usage_of
 from octavo.server.tokens_json import TokenNames, chat_logprobs
 from octavo.server.tools import grammar_fault
-from octavo.text.answer import AnswerDelta, AnswerParser, Said
+from octavo.text.answer import AnswerDelta, AnswerParser, Said, new_call_id
 from octavo.types import FinishReason
 
 
@@ -138,14 +137,7 @@ def message_json(said: Said) -> dict[str, Any]:
     if said.reasoning:
         message["reasoning_content"] = said.reasoning
     if said.calls:
-        message["tool_calls"] = [
-            {
-                "id": new_call_id(),
-                "type": "function",
-                "function": {"name": name, "arguments": "".join(arguments)},
-            }
-            for name, arguments in said.calls
-        ]
+        message["tool_calls"] = list(said.tool_calls())
     return message
 
 
@@ -161,10 +153,6 @@ def delta_json(delta: AnswerDelta) -> dict[str, Any]:
     if delta.reasoning:
         return {"reasoning_content": delta.reasoning}
     return {"content": delta.content}
-
-
-def new_call_id() -> str:
-    return f"call_{secrets.token_hex(12)}"
 
 
 def finish_reason(piece: Piece, parser: AnswerParser) -> str:

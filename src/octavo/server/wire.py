@@ -326,7 +326,7 @@ def error_from(fault: Fault) -> OctavoError:
     """The error of a fault, of the same class where that is known."""
     cls = getattr(errors, fault.kind, OctavoError)
     more: dict[str, Any] = dict(fault.numbers)
-    if cls is errors.InvalidParameterError:
+    if isinstance(cls, type) and issubclass(cls, errors.InvalidParameterError):
         more = {"parameter": fault.parameter}
     elif cls is errors.UnsupportedConfigError:
         more = {"key": fault.parameter}
