@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from octavo.errors import InvalidGrammarError
-from octavo.server.exchange import Exchange
+from octavo.server.exchange import Exchange, around, dumps_text
 from octavo.server.models import Resident
 from octavo.server.prepare import Prepared, prepare_chat
 from octavo.server.running import Piece, Running, collect
@@ -16,6 +16,9 @@ from octavo.server.tokens_json import TokenNames, chat_logprobs
 from octavo.server.tools import grammar_fault
 from octavo.text.answer import AnswerDelta, AnswerParser, Said, new_call_id
 from octavo.types import FinishReason
+
+_PLACE = "\0"
+"""Where an event's text goes: not in anything that stands around it."""
 
 
 async def chat(service: Service, exchange: Exchange) -> None:
@@ -98,9 +101,14 @@ async def _stream(exchange: Exchange, about: _About, running: Running) -> None:
     begun: set[int] = set()
     done: list[Piece] = []
 
-    async def chunk(index: int, delta: dict[str, Any], **more: Any) -> None:
+    def event(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
-        await exchange.send_event({**base, "choices": [choice]})
+        return {**base, "choices": [choice]}
+
+    async def chunk(index: int, delta: dict[str, Any], **more: Any) -> None:
+        await exchange.send_event(event(index, delta, **more))
+
+    around_text = [around(event(index, {"content": _PLACE}), _PLACE) for index in range(len(parsers))]
 
     async for pieces in running:
         if exchange.status is None:
@@ -115,7 +123,11 @@ async def _stream(exchange: Exchange, about: _About, running: Running) -> None:
                 deltas += parser.finish()
             logprobs = about.logprobs(piece)
             for delta in deltas or ([AnswerDelta()] if piece.logprobs else []):
-                await chunk(index, delta_json(delta), logprobs=logprobs)
+                if delta.content and logprobs is None:
+                    before, after = around_text[index]
+                    await exchange.send_raw_event(b"data: " + before + dumps_text(delta.content) + after)
+                else:
+                    await chunk(index, delta_json(delta), logprobs=logprobs)
                 logprobs = None  # with the first of this piece's deltas, once
             if piece.completion is not None:
                 seed = about.prepared.requests[index].sampling.seed
