@@ -3,9 +3,9 @@
     python benchmarks/speculation.py [-m MODEL] [--tokens N] [--rounds R] [--json]
 
 Copy-heavy tasks repeat their prompt (rename in code, correct a text, fill a table); the others do not. Both models
-are loaded once and asked by turns, so that what else the machine does falls on both alike; a task's ratio is that
-of the medians of its rounds. Every pair of outputs is compared: they must be the same tokens. --processor-time
-counts that of the process instead of the clock's, for a busy machine and --threads 1.
+are loaded once and asked by turns, so that what else the machine does falls on both alike; a task's ratio is the
+median of its rounds' ratios, shown with the least and the most. Every pair of outputs is compared: they must be the
+same tokens. --processor-time counts that of the process instead of the clock's, for a busy machine and --threads 1.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--quant", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--json", action="store_true")
     said = parser.parse_args()
@@ -118,10 +118,13 @@ def compare(
             assert speed is not None
             speeds[which].append(speed)
     medians = [statistics.median(each) for each in speeds]
+    ratios = sorted(guessed / without for without, guessed in zip(*speeds, strict=True))
     return {
         "plain_tokens_per_second": medians[0],
         "tokens_per_second": medians[1],
-        "ratio": medians[1] / medians[0],
+        "ratio": statistics.median(ratios),
+        "least_ratio": ratios[0],
+        "most_ratio": ratios[-1],
         "drafts_proposed": drafts[0] // rounds,
         "drafts_accepted": drafts[1] // rounds,
     }
@@ -129,8 +132,10 @@ def compare(
 
 def show(row: dict[str, Any]) -> None:
     print(
-        f"{row['kind']:6} {row['task']:18} {row['plain_tokens_per_second']:7.1f} -> {row['tokens_per_second']:7.1f} "
-        f"tok/s  {row['ratio']:5.2f}x  {row['drafts_accepted']} of {row['drafts_proposed']} guesses true",
+        f"{row['kind']:6} {row['task']:18} {row['plain_tokens_per_second']:7.1f} -> "
+        f"{row['tokens_per_second']:7.1f} tok/s  "
+        f"{row['ratio']:5.3f}x ({row['least_ratio']:.2f} .. {row['most_ratio']:.2f})  "
+        f"{row['drafts_accepted']} of {row['drafts_proposed']} guesses true",
         flush=True,
     )
 

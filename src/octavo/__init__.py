@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ResourceError,
         UnsafeFileError,
         UnsupportedConfigError,
+        UnsupportedParameterError,
         UsageError,
     )
     from octavo.llm import LLM
@@ -82,6 +83,7 @@ __all__ = [
     "TokenLogprob",
     "UnsafeFileError",
     "UnsupportedConfigError",
+    "UnsupportedParameterError",
     "Usage",
     "UsageError",
     "__version__",

@@ -60,6 +60,12 @@ class InvalidParameterError(UsageError):
         self.parameter = parameter
 
 
+class UnsupportedParameterError(InvalidParameterError):
+    """A parameter that is known, and that this model, or what runs it, cannot honor."""
+
+    code = "unsupported_parameter"
+
+
 class ModelNotFoundError(OctavoError):
     exit_code = 3
     code = "model_not_found"

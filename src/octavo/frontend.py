@@ -11,7 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from octavo.errors import ChatTemplateError, IncompatibleModelError, InvalidParameterError
+from octavo.errors import (
+    ChatTemplateError,
+    IncompatibleModelError,
+    InvalidParameterError,
+    UnsupportedParameterError,
+)
 from octavo.generation import Generation
 from octavo.output_filter import OutputFilter
 from octavo.settings import SamplingParams
@@ -31,6 +36,8 @@ from octavo.validate import (
     validate_prompt_ids,
     validate_sampling_params,
     validate_text,
+    validate_tool_choice,
+    validate_tools,
 )
 
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -158,6 +165,44 @@ class Frontend:
             output_filter=self.output_filter,
         )
         return generation, form
+
+    def tool_use(
+        self, tools: object, choice: object, *, several: bool = True, grammars: bool = True
+    ) -> ToolUse:
+        """What a request says of its tools, as `answer` takes it. `grammars`: whether what runs the model takes some.
+
+        Raises InvalidParameterError, and UnsupportedParameterError where the template shows no tools, its syntax of
+        calls is not known, or calls would have to be forced where there are no grammars.
+        """
+        checked = validate_tools(tools)
+        required, only = validate_tool_choice(choice, {tool["function"]["name"] for tool in checked})
+        if not checked or choice == "none":
+            return NO_TOOLS
+        assert isinstance(tools, Sequence)
+        strict = any(tool["function"].get("strict") for tool in tools)
+        why = None
+        if self.template is not None and not self.template.takes_tools:
+            why = "tools", "the model's chat template does not show them"
+        elif self.template is not None and self.template.tool_syntax is None:
+            why = "tools", "how the model writes calls of tools is not known here"
+        elif (required or strict) and not grammars:
+            why = (
+                "tool_choice" if required else "tools",
+                "calls are forced by a grammar, and it takes none here",
+            )
+        if why is not None:
+            raise UnsupportedParameterError(
+                f"{why[0]} is not supported: {why[1]}",
+                remedy="Leave it out, or choose another model.",
+                parameter=why[0],
+            )
+        return ToolUse(
+            tools=checked,
+            required=required,
+            only=only,
+            several=several and only is None,
+            strict=strict,
+        )
 
     def check_ids(self, ids: object, max_new_tokens: int | None) -> tuple[int, ...]:
         """Token ids that are in the vocabulary and fit the context."""

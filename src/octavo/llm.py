@@ -33,7 +33,19 @@ from octavo.settings import (
     Settings,
     SpeculationName,
 )
-from octavo.types import Completion, LoadState, Message, Progress, Request, Sampling, Score, TextEvent
+from octavo.text.answer import AnswerForm
+from octavo.types import (
+    Completion,
+    LoadState,
+    Message,
+    Progress,
+    Request,
+    Sampling,
+    Score,
+    TextEvent,
+    Tool,
+    ToolChoice,
+)
 from octavo.validate import split_prompts, validate_text
 
 Prompt = str | Sequence[int]
@@ -161,14 +173,28 @@ class LLM:
         params = self._frontend.check_params(params)
         return self._stream(self._frontend.raw(prompt, params), params.n)
 
-    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice = "auto",
+    ) -> Completion:
         """The answer to a conversation, in the model's own template.
 
-        Text in a message never becomes a control token. Raises ChatTemplateError where the model has no
-        template, and what `generate` raises.
+        Text in a message never becomes a control token. With `tools` (definitions in OpenAI's form) the model is shown
+        them, and the completion has its `tool_calls` and `reasoning` apart from its `text`; `tool_choice` as in
+        OpenAI's API: "none" shows no tools, "required" and the name of a function hold the answer to calls that follow
+        their schemas. Raises ChatTemplateError where the model has no template, UnsupportedParameterError where it
+        cannot be shown tools or its calls cannot be told from text, and what `generate` raises.
         """
         params = self._frontend.check_params(params)
-        return self._run([self._frontend.chat(messages, params)], params.n)[0]
+        use = self._frontend.tool_use(tools, tool_choice)
+        if not use.tools:
+            return self._run([self._frontend.chat(messages, params)], params.n)[0]
+        generation, form = self._frontend.answer(messages, params, use=use)
+        return _in_parts(self._run([generation], params.n)[0], form)
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None
@@ -318,3 +344,15 @@ class LLM:
             dataclasses.replace(done[place, 0], others=tuple(done[place, choice] for choice in range(1, n)))
             for place in range(len(generations))
         ]
+
+
+def _in_parts(done: Completion, form: AnswerForm) -> Completion:
+    """What the answer says, what it thought and whom it calls."""
+    said = form.read(done.text)
+    return dataclasses.replace(
+        done,
+        text=said.content,
+        reasoning=said.reasoning,
+        tool_calls=said.tool_calls(),
+        others=tuple(_in_parts(other, form) for other in done.others),
+    )

@@ -137,6 +137,9 @@ class Message(TypedDict):
 Tool = Mapping[str, Any]
 """The definition of a tool, in OpenAI's form: {"type": "function", "function": {"name": ..., "parameters": schema}}."""
 
+ToolChoice = Literal["none", "auto", "required"] | Mapping[str, Any]
+"""Whether tools may or must be called, or the one to call: {"type": "function", "function": {"name": ...}}."""
+
 TemplateOptions = Mapping[str, str | bool]
 """Variables that a model's own template offers, such as enable_thinking."""
 
@@ -297,6 +300,11 @@ class Completion:
     notices: tuple[str, ...] = ()
     """What was done to the messages of a chat that the user should know."""
     choice: int = 0
+    reasoning: str = ""
+    """Of a chat with tools: what the model thought before it answered, which its `text` then leaves out."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of a chat with tools: the calls, which its `text` leaves out. The last one's arguments are cut short where the
+    finish reason is not STOP."""
     others: tuple[Completion, ...] = ()
     """The choices after the first, where n > 1 were asked for. They share its seed and differ in `choice`."""
 

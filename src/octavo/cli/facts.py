@@ -69,7 +69,7 @@ def with_grammar_notice(done: Completion, params: SamplingParams) -> Completion:
 def completion_json(done: Completion) -> dict[str, Any]:
     """The first choice's fields; where there are several, `choices` has them all."""
     facts = dataclasses.asdict(done) | {"usage": _usage_json(done)}
-    del facts["others"]
+    del facts["others"], facts["reasoning"], facts["tool_calls"]  # of chats with tools: not here
     if done.others:
         facts["choices"] = [completion_json(dataclasses.replace(each, others=())) for each in done.choices]
     return facts

@@ -22,8 +22,8 @@ from octavo.runners.base import Chunk
 
 Entry = tuple[Sequence, Chunk]
 
-Guess = Callable[[Sequence, int], tuple[int, ...]]
-"""(sequence, most guesses) -> guesses at its next tokens."""
+Guess = Callable[[Sequence, int, int], tuple[int, ...]]
+"""(sequence, most guesses, how many sequences hold a slot) -> guesses at its next tokens."""
 
 MIXED_PROMPTS = 4
 
@@ -195,7 +195,7 @@ class Scheduler:
             if guess is not None and sequence.speculation is not None:
                 if sequence.in_flight:
                     continue  # what it would guess from is not read back yet
-                guesses = guess(sequence, min(draft_rows, sequence.feed_tokens - queued - 1))
+                guesses = guess(sequence, min(draft_rows, sequence.feed_tokens - queued - 1), len(active))
                 if guesses and self.paging.extend(sequence, 1 + len(guesses)):
                     draft_rows -= len(guesses)
                     entries.append((sequence, sequence.queue_drafts(guesses)))

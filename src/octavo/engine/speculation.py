@@ -1,7 +1,7 @@
-"""Guesses for one sequence, and how many are worth verifying: more while they come true, none where they do not.
+"""Guesses for one sequence, and how many are worth verifying: as many as pay, within what may be lost.
 
-A refuted guess costs a row of a forward pass, so text that nothing predicts must find out quickly and stay
-out of it. Standard library only.
+A row to verify costs a share of a step, which a guess that comes true saves whole. Of that account only a fixed
+share of the tokens may be lost, so text that nothing predicts costs next to nothing. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,39 +12,65 @@ from octavo.engine.hooks import Drafter
 
 MAX_DRAFTS = 8
 """Most guesses verified for a sequence in a step."""
-_FIRST_DRAFTS = 2
-_FIRST_REST_TOKENS = 32
-_LONGEST_REST_TOKENS = 512
+
+ROW_COST = 0.45
+"""What a row more adds to a step of one, as a share of it: 0.36 to 0.53 measured on one AVX2 thread (docs/log.md)."""
+
+_FIRST_CREDIT = 1.0
+"""Steps that may be lost to find out whether guesses come true,"""
+_CREDIT_SHARE = 0.015
+"""and steps for each token that was generated since."""
+_MOST_CREDIT = 4.0
+"""Of steps won, what may be lost again."""
+_MEMORY = 0.9
+"""What a guess weighs in the estimate, with each that came after it."""
+
+
+def row_cost(sequences: int) -> float:
+    """What a guess costs where so many sequences decode, in units of what a token costs that is not guessed."""
+    return sequences * ROW_COST / (1 + (sequences - 1) * ROW_COST)
 
 
 class Speculation:
-    """Twice as many guesses after a step whose guesses were all right, one more than were right after one where half
-    of them were: a row to verify costs about half a step. After any other half as many, and below one a rest, each
-    twice as long as the last, then one guess again."""
-
-    __slots__ = ("_drafter", "_most", "_rest_tokens", "_resting_until")
+    __slots__ = ("_credit", "_drafter", "_right", "_tested", "_tokens")
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
-        self._most = _FIRST_DRAFTS
-        self._rest_tokens = _FIRST_REST_TOKENS
-        self._resting_until = 0
+        self._right, self._tested = 1.0, 2.0
+        """Guesses that came true of those the model had its say on, weighted: half of them before there are any."""
+        self._credit = _FIRST_CREDIT
+        self._tokens = 0
+        """How long the sequence was when the credit was counted."""
 
-    def guesses(self, token_ids: Sequence[int], most: int) -> tuple[int, ...]:
-        """At most `most` guesses at what follows; none while it is not worth it. Raises what the drafter raises."""
-        most = min(most, self._most)
-        if most <= 0 or len(token_ids) < self._resting_until:
-            return ()
-        return tuple(self._drafter(token_ids)[:most])
+    def guesses(self, token_ids: Sequence[int], most: int, cost: float) -> tuple[int, ...]:
+        """At most `most` guesses at what follows; none while it is not worth it. `cost`: `row_cost` now. Raises what
+        the drafter raises."""
+        if self._tokens:
+            self._earn(_CREDIT_SHARE * (len(token_ids) - self._tokens))
+        self._tokens = len(token_ids)
+        most = min(most, max(self._worthwhile(cost), 1), int(self._credit / cost))
+        return tuple(self._drafter(token_ids)[:most]) if most > 0 else ()
 
-    def observe(self, tokens: int, proposed: int, accepted: int) -> None:
-        """A step came back, and the sequence is `tokens` long now."""
-        if accepted and 2 * accepted >= proposed:
-            self._rest_tokens = _FIRST_REST_TOKENS
-            more = max(2 * proposed, self._most) if accepted == proposed else accepted + 1
-            self._most = min(more, MAX_DRAFTS)
-        elif self._most > 1:
-            self._most //= 2
-        else:
-            self._resting_until = tokens + self._rest_tokens
-            self._rest_tokens = min(2 * self._rest_tokens, _LONGEST_REST_TOKENS)
+    def observe(self, proposed: int, accepted: int, cost: float) -> None:
+        """A step came back. Those after the first wrong guess say nothing of how good guesses are."""
+        self._earn(accepted - cost * proposed)
+        tested = min(accepted + 1, proposed)
+        kept = _MEMORY**tested
+        self._right = kept * self._right + accepted
+        self._tested = kept * self._tested + tested
+
+    def _earn(self, steps: float) -> None:
+        self._credit = min(self._credit + steps, _MOST_CREDIT)
+
+    def _worthwhile(self, cost: float) -> int:
+        """The number of guesses that gives most tokens for what the step costs, each as likely as those before."""
+        likely = self._right / self._tested
+        best, best_rate = 0, 1.0
+        tokens = chance = 1.0
+        for count in range(1, MAX_DRAFTS + 1):
+            chance *= likely
+            tokens += chance
+            rate = tokens / (1 + cost * count)
+            if rate > best_rate:
+                best, best_rate = count, rate
+        return best

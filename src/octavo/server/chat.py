@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from typing import Any
 
 from octavo.errors import InvalidGrammarError
-from octavo.server.exchange import Exchange
+from octavo.server.exchange import Exchange, around, dumps_text
 from octavo.server.models import Resident
 from octavo.server.prepare import Prepared, prepare_chat
 from octavo.server.running import Piece, Running, collect
@@ -15,8 +14,11 @@ from octavo.server.schema import ChatRequest, read
 from octavo.server.service import Service, fingerprint, usage_of
 from octavo.server.tokens_json import TokenNames, chat_logprobs
 from octavo.server.tools import grammar_fault
-from octavo.text.answer import AnswerDelta, AnswerParser, Said
+from octavo.text.answer import AnswerDelta, AnswerParser, Said, new_call_id
 from octavo.types import FinishReason
+
+_PLACE = "\0"
+"""Where an event's text goes: not in anything that stands around it."""
 
 
 async def chat(service: Service, exchange: Exchange) -> None:
@@ -99,9 +101,14 @@ async def _stream(exchange: Exchange, about: _About, running: Running) -> None:
     begun: set[int] = set()
     done: list[Piece] = []
 
-    async def chunk(index: int, delta: dict[str, Any], **more: Any) -> None:
+    def event(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
-        await exchange.send_event({**base, "choices": [choice]})
+        return {**base, "choices": [choice]}
+
+    async def chunk(index: int, delta: dict[str, Any], **more: Any) -> None:
+        await exchange.send_event(event(index, delta, **more))
+
+    around_text = [around(event(index, {"content": _PLACE}), _PLACE) for index in range(len(parsers))]
 
     async for pieces in running:
         if exchange.status is None:
@@ -116,7 +123,11 @@ async def _stream(exchange: Exchange, about: _About, running: Running) -> None:
                 deltas += parser.finish()
             logprobs = about.logprobs(piece)
             for delta in deltas or ([AnswerDelta()] if piece.logprobs else []):
-                await chunk(index, delta_json(delta), logprobs=logprobs)
+                if delta.content and logprobs is None:
+                    before, after = around_text[index]
+                    await exchange.send_raw_event(b"data: " + before + dumps_text(delta.content) + after)
+                else:
+                    await chunk(index, delta_json(delta), logprobs=logprobs)
                 logprobs = None  # with the first of this piece's deltas, once
             if piece.completion is not None:
                 seed = about.prepared.requests[index].sampling.seed
@@ -138,14 +149,7 @@ def message_json(said: Said) -> dict[str, Any]:
     if said.reasoning:
         message["reasoning_content"] = said.reasoning
     if said.calls:
-        message["tool_calls"] = [
-            {
-                "id": new_call_id(),
-                "type": "function",
-                "function": {"name": name, "arguments": "".join(arguments)},
-            }
-            for name, arguments in said.calls
-        ]
+        message["tool_calls"] = list(said.tool_calls())
     return message
 
 
@@ -161,10 +165,6 @@ def delta_json(delta: AnswerDelta) -> dict[str, Any]:
     if delta.reasoning:
         return {"reasoning_content": delta.reasoning}
     return {"content": delta.content}
-
-
-def new_call_id() -> str:
-    return f"call_{secrets.token_hex(12)}"
 
 
 def finish_reason(piece: Piece, parser: AnswerParser) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from octavo.server import strict_json
 from octavo.server.faults import HttpFault, bad_request
 from octavo.server.settings import ServerSettings
+from octavo.server.stall import ClientGone, StallWatch
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -27,10 +28,6 @@ MAX_BODY_CHUNKS = 65_536
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-class ClientGone(Exception):  # noqa: N818
-    """The client closed the connection, or takes nothing any more: there is nobody to tell."""
-
-
 class Exchange:
     """For one request. `id` is ours; a client's own x-request-id is only echoed, never used for anything."""
 
@@ -38,6 +35,7 @@ class Exchange:
         self.scope = scope
         self._receive = receive
         self._send = send
+        self._stall = StallWatch(settings.stall_seconds)
         self._settings = settings
         self.id = secrets.token_hex(12)
         self.status: int | None = None
@@ -197,12 +195,21 @@ class Exchange:
 
     async def _put(self, message: MutableMapping[str, Any]) -> None:
         """Send, waiting while the client's buffer is full, but not for ever."""
-        try:
-            async with asyncio.timeout(self._settings.stall_seconds):
-                await self._send(message)
-        except (TimeoutError, OSError):
-            raise ClientGone from None
+        await self._stall.send(self._send(message))
+
+
+def around(value: Mapping[str, Any], place: str) -> tuple[bytes, bytes]:
+    """The JSON of `value` before and after the one text in it that is `place`: what many events share."""
+    before, _, after = dumps(value).partition(dumps_text(place))
+    return before, after
+
+
+def dumps_text(text: str) -> bytes:
+    return _JSON.encode(text).encode()
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def dumps(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _JSON.encode(value).encode()

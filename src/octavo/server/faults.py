@@ -84,6 +84,7 @@ def internal(request_id: str) -> HttpFault:
 
 _STATUS: Mapping[type[OctavoError], tuple[int, str, str]] = {
     errors.ContextLengthError: (400, INVALID, "context_length_exceeded"),
+    errors.UnsupportedParameterError: (400, INVALID, "unsupported_parameter"),
     errors.InvalidParameterError: (400, INVALID, "invalid_value"),
     errors.ChatTemplateError: (400, INVALID, "template_error"),
     errors.InvalidGrammarError: (400, INVALID, "invalid_grammar"),

@@ -84,7 +84,7 @@ def prepare_chat(request: ChatRequest, model: Resident, limits: ServerSettings, 
     first, form = frontend.answer(
         messages,
         frontend.check_params(params),
-        use=tool_use(request, frontend.template, model),
+        use=tool_use(request, model),
         options=template_options(request, frontend.template),
     )
     generations = first.of_choices(n)

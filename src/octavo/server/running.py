@@ -7,7 +7,6 @@ than the context has tokens. Leaving `Running` cancels what still runs. SSE and 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -72,11 +71,14 @@ class Running:
         self._request_seconds = request_seconds
         self._events: list[tuple[int, TokenEvent, float]] = []
         self._news = asyncio.Event()
+        self._deadline: asyncio.TimerHandle | None = None
+        self._late = False
         self._keys: dict[int, int] = {}
         self._begun: set[int] = set()
         self.timing = Timing()
 
     async def __aenter__(self) -> Running:
+        self._end_after(min(self._queue_seconds, self._request_seconds))
         try:
             for index, request in enumerate(self._requests):
                 self._keys[index] = self._link.submit(request, self._sink(index))
@@ -95,7 +97,21 @@ class Running:
 
         return take
 
+    def _end_after(self, limit_seconds: float) -> None:
+        """Of all the time since it was submitted. One timer for many tokens: each would cost more than its text."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._late = False
+        left = self.timing.started + limit_seconds - time.perf_counter()
+        self._deadline = asyncio.get_running_loop().call_later(max(0.0, left), self._expire)
+
+    def _expire(self) -> None:
+        self._late = True
+        self._news.set()
+
     def _cancel(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
         for key in self._keys.values():
             self._link.cancel(key)
         self._keys.clear()
@@ -131,16 +147,12 @@ class Running:
         return list(pieces.values()), None
 
     async def _wait(self) -> None:
-        # Of many sequences the last may have to wait for the first to end: that is no queue.
-        begun = bool(self._begun)
-        limit = self._request_seconds if begun else min(self._queue_seconds, self._request_seconds)
-        left = self.timing.started + limit - time.perf_counter()
-        with contextlib.suppress(TimeoutError):
-            # Not wait_for: up to Python 3.11 it loses a cancellation that comes together with an event.
-            async with asyncio.timeout(max(0.0, left)):
-                await self._news.wait()
+        if not (self._events or self._late):
+            await self._news.wait()
         if not self._events:
-            what = "took longer than it may" if begun else "waited too long for its first token"
+            # Of many sequences the last may have to wait for the first to end: that is no queue.
+            limit = self._request_seconds if self._begun else min(self._queue_seconds, self._request_seconds)
+            what = "took longer than it may" if self._begun else "waited too long for its first token"
             raise HttpFault(
                 504, f"the request {what} ({limit:g} s)", "deadline_exceeded", "server_error", retry=False
             )
@@ -161,6 +173,8 @@ class Running:
             self._link.cancel(self._keys.pop(index))
 
     def _begin(self, index: int, event: TokenEvent, came_at: float) -> None:
+        if not self._begun:
+            self._end_after(self._request_seconds)
         self._begun.add(index)
         self._place.leave(1)
         if self.timing.first_token is None and event.error is None:

@@ -326,6 +326,8 @@ def _without_effect(part: object, path: str) -> Iterator[str]:
     if not isinstance(part, BaseModel):
         return
     for name, field in type(part).model_fields.items():
+        if name not in part.model_fields_set:
+            continue
         value = getattr(part, name)
         here = f"{path}.{name}" if path else name
         if support_of(field) == "ignored":

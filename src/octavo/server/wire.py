@@ -1,7 +1,8 @@
 """What front and worker say to each other: frozen dataclasses as msgpack in frames, each checked as it comes in.
 
-A frame is 4 bytes of length (big endian) and one msgpack array [kind, fields]. Nothing here can run code: never
-pickle, no extension types, a bounded length, and each field is checked against its annotation. Errors travel as
+A frame is 4 bytes of length (big endian) and one msgpack array [kind, fields]; an event that is a token and nothing
+else, as most are, is the pair [key, token]. Nothing here can run code: never pickle, no extension types, a bounded
+length, and each field is checked against its annotation. Errors travel as
 their class's name and numbers (`Fault`), and become the same class again. Who reads when is the business of
 `octavo.server.worker` and `octavo.server.worker_link`.
 """
@@ -210,8 +211,9 @@ def event_of(key: int, event: TokenEvent) -> Event:
 
 def encode(message: ToWorker | FromWorker) -> bytes:
     """A whole frame. Raises WireError where it would be too long, or holds what cannot travel."""
+    fields = {"events": [_row(event) for event in message.events]} if isinstance(message, Events) else message
     try:
-        body: bytes = msgpack.packb([type(message).__name__, _plain(message)], use_bin_type=True)
+        body: bytes = msgpack.packb([type(message).__name__, _plain(fields)], use_bin_type=True)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise WireError(f"a {type(message).__name__} cannot be sent: {error}") from error
     if len(body) > MAX_FRAME_BYTES:
@@ -237,9 +239,33 @@ def decode(body: bytes) -> Any:
         unknown = set(fields) - {each.name for each in dataclasses.fields(cls)}
         if unknown:
             raise WireError(f"a {kind} with unknown fields")
+        if cls is Events:
+            return Events(tuple([_event(row) for row in fields["events"]]))
         return _adapter(cls).validate_python(fields)
     except (ValidationError, ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
         raise WireError(f"not a message: {type(error).__name__}") from error
+
+
+def _row(event: Event) -> Any:
+    bare = (
+        event.logprob is None
+        and event.finish_reason is None
+        and event.fault is None
+        and event.prompt_logprobs is None
+        and not event.cached_tokens
+        and not event.queued_seconds
+    )
+    return [event.key, event.token_id] if bare and event.token_id is not None else _plain(event)
+
+
+def _event(row: Any) -> Event:
+    if type(row) is list:
+        key, token_id = row
+        if type(key) is not int or type(token_id) is not int:
+            raise WireError("an event that is no pair of numbers")
+        return Event(key, token_id)
+    event: Event = _adapter(Event).validate_python(row)
+    return event
 
 
 def _plain(value: Any) -> Any:
@@ -300,7 +326,7 @@ def error_from(fault: Fault) -> OctavoError:
     """The error of a fault, of the same class where that is known."""
     cls = getattr(errors, fault.kind, OctavoError)
     more: dict[str, Any] = dict(fault.numbers)
-    if cls is errors.InvalidParameterError:
+    if isinstance(cls, type) and issubclass(cls, errors.InvalidParameterError):
         more = {"parameter": fault.parameter}
     elif cls is errors.UnsupportedConfigError:
         more = {"key": fault.parameter}

@@ -6,11 +6,13 @@ marker, and white space that a marker would swallow.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from octavo.text.tool_calls import ToolCallDelta, ToolCallReader
 from octavo.text.tool_syntax import ToolSyntax
+from octavo.types import FunctionCall, ToolCall
 
 REASONING_BEGIN, REASONING_END = "<think>", "</think>"
 """As written by every family that thinks in the open: Qwen 3, DeepSeek R1, SmolLM 3."""
@@ -43,6 +45,21 @@ class Said:
                     self.calls.append((call.name, []))
                 self.calls[call.index][1].append(call.arguments)
 
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls in OpenAI's form, each under a new id."""
+        return tuple(
+            ToolCall(
+                id=new_call_id(),
+                type="function",
+                function=FunctionCall(name=name, arguments="".join(arguments)),
+            )
+            for name, arguments in self.calls
+        )
+
+
+def new_call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
@@ -67,6 +84,12 @@ class AnswerForm:
             thinking=self.thinking,
             hidden=tuple(self.shown),
         )
+
+    def read(self, text: str) -> Said:
+        """The parts of a whole answer."""
+        parser, said = self.parser(), Said()
+        said.take([*parser.push(text), *parser.finish()])
+        return said
 
 
 class AnswerParser:

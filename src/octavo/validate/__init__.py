@@ -23,7 +23,7 @@ from octavo.validate.sampling import (
     validate_sampling_params,
 )
 from octavo.validate.settings import validate_settings
-from octavo.validate.tools import validate_template_options, validate_tools
+from octavo.validate.tools import validate_template_options, validate_tool_choice, validate_tools
 
 __all__ = [
     "BEAM_SEARCH_NAMES",
@@ -42,5 +42,6 @@ __all__ = [
     "validate_settings",
     "validate_template_options",
     "validate_text",
+    "validate_tool_choice",
     "validate_tools",
 ]

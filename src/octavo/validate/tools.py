@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from octavo.errors import InvalidInputError, InvalidParameterError
+from octavo.errors import InvalidInputError, InvalidParameterError, UnsupportedParameterError
 from octavo.types import FunctionCall, TemplateOptions, Tool, ToolCall
 from octavo.validate.limits import DEFAULT_LIMITS, Limits
 from octavo.validate.values import at_most, listed, not_unicode, shown, suggestion, wrong
@@ -41,6 +41,33 @@ def validate_tools(tools: object, *, limits: Limits = DEFAULT_LIMITS) -> tuple[T
     size = len(_json("tools", list(clean)).encode())
     at_most("tools", size, limits.tool_bytes, "bytes")
     return clean
+
+
+def validate_tool_choice(choice: object, names: Collection[str]) -> tuple[bool, str | None]:
+    """(whether calls are forced, the one function to call) of "auto", "none", "required" or a named function; None is
+    "auto". Raises InvalidParameterError."""
+    if choice in (None, "none", "auto"):
+        return False, None
+    if not names:
+        raise _choice_error(UnsupportedParameterError, "is given without tools")
+    if choice == "required":
+        return True, None
+    if not isinstance(choice, Mapping) or choice.get("type") != "function":
+        raise _choice_error(UnsupportedParameterError, f"is {shown(choice)}")
+    function = choice.get("function")
+    if set(choice) != {"type", "function"} or not isinstance(function, Mapping) or set(function) != {"name"}:
+        raise _choice_error(InvalidParameterError, "has other fields than a function's name")
+    if function["name"] not in names:
+        raise _choice_error(InvalidParameterError, "names a function that tools does not have")
+    return True, str(function["name"])
+
+
+def _choice_error(kind: type[InvalidParameterError], what: str) -> InvalidParameterError:
+    return kind(
+        f"tool_choice {what}",
+        remedy='Use "none", "auto", "required" or {"type": "function", "function": {"name": ...}} of one of the tools.',
+        parameter="tool_choice",
+    )
 
 
 def validate_tool_calls(
