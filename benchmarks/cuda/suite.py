@@ -2,7 +2,8 @@
 
     python benchmarks/cuda/suite.py [--workers 8] [pytest's own arguments]
 
-Workers share the card: most of the time is compiling. The kernel tests of tests/runners_cuda run compiled here, not
+Workers share the card: most of the time is compiling. What fills the card, or counts all of its memory, runs alone
+afterwards. The kernel tests of tests/runners_cuda run compiled here, not
 interpreted; those that need no card are left to CI.
 """
 
@@ -36,36 +37,57 @@ def outcomes(report: Path) -> tuple[dict[str, dict[str, int]], list[str]]:
     return counts, failures
 
 
+def run(tests: list[str], report: Path, seconds: float | None) -> int:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
+    try:
+        return subprocess.run(command, cwd=ROOT, check=False, timeout=seconds).returncode
+    except subprocess.TimeoutExpired:
+        return 124
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--seconds", type=float, help="stop then, and say what ran")
+    parser.add_argument("--seconds", type=float, help="stop each part then")
+    parser.add_argument("--parts", default="together,alone")
     options, more = parser.parse_known_args()
-    tests = ROOT / "tests"
+    gpu, kernels = ROOT / "tests" / "gpu", ROOT / "tests" / "runners_cuda"
+    alone = gpu / "test_memory.py"
+    needless = kernels / "test_compile.py"
+    parts = {
+        "together": [
+            "-n",
+            str(options.workers),
+            f"--ignore={alone}",
+            f"--ignore={needless}",
+            str(gpu),
+            str(kernels),
+        ],
+        "alone": [str(alone)],
+    }
+    counts: dict[str, dict[str, int]] = {}
+    failures: list[str] = []
+    started, worst = time.perf_counter(), 0
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        command += ["-n", str(options.workers), *more, str(tests / "gpu"), str(tests / "runners_cuda")]
-        command += ["--ignore", str(tests / "runners_cuda" / "test_compile.py")]
-        started = time.perf_counter()
-        try:
-            status = subprocess.run(command, cwd=ROOT, check=False, timeout=options.seconds).returncode
-        except subprocess.TimeoutExpired:
-            status = 124
-        seconds = time.perf_counter() - started
-        if not report.exists():
-            print(f"no report after {seconds:.0f} s, status {status}")
-            return status or 1
-        counts, failures = outcomes(report)
+        for part in options.parts.split(","):
+            report = Path(folder) / f"{part}.xml"
+            status = run([*parts[part], *more], report, options.seconds)
+            worst = max(worst, status)
+            if report.exists():
+                found, broken = outcomes(report)
+                counts |= found
+                failures += broken
+            else:
+                failures.append(f"{part}: no report, status {status}")
     print(f"\n{'':44s}" + "".join(f"{kind:>9s}" for kind in KINDS))
     for name in sorted(counts):
         print(f"{name:44s}" + "".join(f"{counts[name][kind]:9d}" for kind in KINDS))
     every = [sum(each[kind] for each in counts.values()) for kind in KINDS]
-    print(f"{f'all, {seconds:.0f} s':44s}" + "".join(f"{count:9d}" for count in every))
+    print(f"{f'all, {time.perf_counter() - started:.0f} s':44s}" + "".join(f"{count:9d}" for count in every))
     print("\n".join(failures))
-    return status
+    return worst
 
 
 if __name__ == "__main__":
