@@ -3,8 +3,8 @@
     python benchmarks/cuda/suite.py [--workers 8] [pytest's own arguments]
 
 Workers share the card: most of the time is compiling. What fills the card, or counts all of its memory, runs alone
-afterwards. The kernel tests of tests/runners_cuda run compiled here, not
-interpreted; those that need no card are left to CI.
+afterwards. The kernel tests of tests/runners_cuda run compiled here, not interpreted; those that need no card are left
+to CI.
 """
 
 from __future__ import annotations
