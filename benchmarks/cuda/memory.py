@@ -3,8 +3,9 @@
     python benchmarks/cuda/memory.py [--models gemma-2-2b,...] [--formats int8,int4] [--contexts 2048,8192]
 
 Weights are zeros: memory does not see the difference, and nothing has to be packed. Work reaches the plan's bounds: a
-scored prompt in full chunks, then every batch size. *allocated* is the most that torch's tensors took, *card* the most
-that torch's allocator held, plus what grew beside it (loaded kernels, the libraries' own).
+scored prompt in full chunks, then every batch size. *allocated* is the most that torch's tensors took, *card* what the
+driver says this process took beside its context: torch's allocator gives nothing back meanwhile, and *beside* it grow
+loaded kernels and what libraries hold. Needs nvidia-ml-py, or the card to itself.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import argparse
 import gc
 import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +104,22 @@ def zero_weights(parameters: Sequence[Parameter], plan: LoadPlan) -> WeightStore
     )
 
 
+def taken_bytes() -> int:
+    """Of the card, by this process; without NVML by everyone."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        card = pynvml.nvmlDeviceGetHandleByIndex(0)
+        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(card):
+            if process.pid == os.getpid() and process.usedGpuMemory is not None:
+                return int(process.usedGpuMemory)
+    except ImportError:
+        pass
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
 def run(backend: NativeBackend, requests: Sequence[Request]) -> None:
     open_requests = {backend.submit(request) for request in requests}
     while open_requests:
@@ -112,7 +130,8 @@ def run(backend: NativeBackend, requests: Sequence[Request]) -> None:
                 open_requests.discard(event.request_id)
 
 
-def work(backend: NativeBackend, spec: ModelSpec, plan: LoadPlan) -> None:
+def work(backend: NativeBackend, spec: ModelSpec, plan: LoadPlan) -> Iterator[str]:
+    """What may be asked, in the order of the plan's parts; yields the name of what was done."""
     greedy, top_p = Sampling(temperature=0.0), Sampling(temperature=0.8, top_p=0.9, logprobs=5)
     draw = np.random.default_rng(0)
 
@@ -121,12 +140,16 @@ def work(backend: NativeBackend, spec: ModelSpec, plan: LoadPlan) -> None:
         return Request(ids, sampling, new, prompt_logprobs=5 if scored else None)
 
     tokens = plan.context.tokens
+    run(backend, [request(tokens - 8, 8, greedy)])
+    yield "prompt"
     run(backend, [request(tokens - 8, 8, greedy, scored=True)])
+    yield "scored"
     together = 1
     while together <= plan.config.max_slots:
         for sampling in (greedy, top_p):
             run(backend, [request(max(1, tokens // together - 40), 24, sampling) for _ in range(together)])
         together *= 2
+    yield "batches"
 
 
 def measured(name: str, quant: str, context: int) -> str:
@@ -135,14 +158,19 @@ def measured(name: str, quant: str, context: int) -> str:
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    reserved, free = torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[0]
+    before = taken_bytes()
     runner = CudaRunnerKind().create(spec, zero_weights(parameters, plan), plan.config)
     backend = NativeBackend(runner, plan.config, spec, "0" * 64)
-    work(backend, spec, plan)
-    torch.cuda.synchronize()
+    phases = [f"load {torch.cuda.max_memory_allocated() >> 20}"]
+    allocated = torch.cuda.max_memory_allocated()
+    for phase in work(backend, spec, plan):
+        torch.cuda.synchronize()
+        allocated = max(allocated, torch.cuda.max_memory_allocated())
+        phases.append(f"{phase} {torch.cuda.max_memory_allocated() >> 20}")
+        torch.cuda.reset_peak_memory_stats()
     told = dict(backend.info()["memory"])
-    beside = free - torch.cuda.mem_get_info()[0] - (torch.cuda.memory_reserved() - reserved)
-    allocated, card = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved() + max(0, beside)
+    card = taken_bytes() - before
+    beside = card - torch.cuda.memory_reserved()
     backend.close()
     gc.collect()
     torch.cuda.empty_cache()
@@ -151,8 +179,8 @@ def measured(name: str, quant: str, context: int) -> str:
     )
     need = pool.running_bytes
     return (
-        f"{name:13s} {quant:6s} {context:6d} {need / 2**20:9.0f} {allocated / 2**20:9.0f} {need / allocated - 1:+7.1%} "
-        f"{card / 2**20:9.0f} {need / card - 1:+7.1%}  {beside >> 20:5d}  {parts}"
+        f"{name:13s} {quant:8s} {context:6d} {need / 2**20:8.0f} {allocated / 2**20:9.0f} {need / allocated - 1:+7.1%} "
+        f"{card / 2**20:8.0f} {need / card - 1:+7.1%} {beside >> 20:6d}  {parts}; {', '.join(phases)}"
     )
 
 
@@ -167,8 +195,8 @@ def main() -> int:
     torch.zeros(1, device="cuda")
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}; MiB")
     print(
-        f"{'':13s} {'format':6s} {'ctx':>6s} {'plan':>9s} {'allocated':>9s} {'':7s} {'card':>9s} {'':7s} {'beside':>6s}"
-        "  planned/told"
+        f"{'':13s} {'format':8s} {'ctx':>6s} {'plan':>8s} {'allocated':>9s} {'':7s} {'card':>8s} {'':7s} {'beside':>6s}"
+        "  planned/told; most allocated"
     )
     failed = 0
     for name in options.models.split(","):
