@@ -15,11 +15,11 @@ FEW_ROWS = 64
 TARGET_ROWS = 64
 """Rows of logits at once where every prompt row's are wanted."""
 
-LIBRARY_BYTES = 136 << 20
-"""What loaded kernels and the libraries' own workspaces take of the card beside every tensor (measured, CUDA 13.0)."""
-
 LARGEST_BATCH = 128
 """Decoding sequences in one graph."""
+
+LIBRARY_BYTES = 136 << 20
+"""What loaded kernels and the libraries' own workspaces take of the card beside every tensor (measured, CUDA 13.0)."""
 
 PROCESS_BYTES = 448 << 20
 """Host memory of a process with torch, its CUDA libraries and no model: as the reference runner's."""
@@ -34,7 +34,7 @@ def batch_buckets(max_slots: int) -> tuple[int, ...]:
 
 
 def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
-    """Most bytes beside weights and KV: a prefill chunk's tensors, the buffers of all batch sizes, and libraries."""
+    """Most bytes beside weights and KV: a prefill chunk's tensors, and the buffers of all batch sizes."""
     tokens = min(config.prefill_chunk_tokens, config.context_tokens)
     widest = 0
     for layer in spec.layers:
@@ -47,9 +47,8 @@ def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
     chunk = tokens * (widest + 8 * spec.hidden_size)  # h in fp32, x and y in 16 bits
     logits = 3 * 4 * TARGET_ROWS * spec.vocab_size
     rows = sum(batch_buckets(config.max_slots))
-    # Logits of each slot; counts and biases of the law, for a spare one too.
-    slots = (3 * config.max_slots + 2) * 4 * spec.vocab_size
+    slots = config.max_slots * 4 * spec.vocab_size
     splits = 64 * max(layer.mixer.heads * (layer.mixer.head_dim + 1) for layer in spec.layers)
-    decode = rows * 4 * (2 * spec.vocab_size + splits + widest)  # logits, and the law's scores
+    decode = rows * 4 * (spec.vocab_size + splits + widest)
     tables = rotation_bytes(spec, config.context_tokens)
-    return LIBRARY_BYTES + DEQUANTIZED_BYTES + max(chunk, logits) + decode + slots + tables
+    return DEQUANTIZED_BYTES + max(chunk, logits) + decode + slots + tables
