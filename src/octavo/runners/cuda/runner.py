@@ -29,6 +29,7 @@ from octavo.runners.base import (
     SampleResult,
     SlotState,
 )
+from octavo.runners.cuda.card_memory import no_room_to_load, no_room_to_run
 from octavo.runners.cuda.chunk import ChunkModel
 from octavo.runners.cuda.decode import Card, DecodeStep
 from octavo.runners.cuda.decode_attention import Sequences
@@ -36,7 +37,6 @@ from octavo.runners.cuda.device_model import DeviceModel, load_model
 from octavo.runners.cuda.graphs import StepGraphs
 from octavo.runners.cuda.kv_cache import LayerCache, make_cache
 from octavo.runners.cuda.limits import TARGET_ROWS, batch_buckets
-from octavo.runners.cuda.memory_error import no_room_to_load, no_room_to_run
 from octavo.runners.cuda.pending import Pending
 from octavo.runners.cuda.sampling import (
     LogprobRows,

@@ -6,8 +6,8 @@ import dataclasses
 
 from octavo.models.spec import Attention, DenseMLP, LayerNorms, LayerSpec, ModelSpec, Norm
 from octavo.runners.base import RunnerConfig
+from octavo.runners.cuda.card_memory import kv_bytes, no_room_to_load, no_room_to_run
 from octavo.runners.cuda.limits import activation_bytes
-from octavo.runners.cuda.memory_error import kv_bytes, no_room_to_load, no_room_to_run
 
 RMS = Norm("rms", 1e-6)
 
