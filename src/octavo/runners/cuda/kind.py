@@ -60,7 +60,7 @@ class CudaRunnerKind:
         return limits.PROCESS_BYTES
 
     def activation_bytes(self, spec: ModelSpec, config: RunnerConfig) -> int:
-        return limits.activation_bytes(spec, config)
+        return limits.LIBRARY_BYTES + limits.activation_bytes(spec, config)
 
     def create(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> Runner:
         from octavo.runners.cuda.runner import CudaRunner
