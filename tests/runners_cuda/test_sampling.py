@@ -56,14 +56,16 @@ class Bench:
     tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        ints = {"dtype": torch.int32, "device": self.device}
         self.laws = SlotLaws.empty(self.rows, self.vocabulary, self.device)
-        self.last, self.positions = torch.zeros(self.rows + 1, **ints), torch.zeros(self.rows + 1, **ints)
+        self.last = torch.zeros(self.rows + 1, dtype=torch.int32, device=self.device)
+        self.positions = torch.zeros_like(self.last)
         self.step = SampleStep(self.laws, self.last, self.positions, self.rows, multiprocessors=self.rows)
 
     def sample(self, cases: Sequence[Case]) -> list[int]:
         """The case of row i is in slot `rows - 1 - i`."""
-        kept, rows, masks = [], [], []
+        kept: list[torch.Tensor] = []
+        rows: list[Row] = []
+        masks: list[np.ndarray] = []
         for index, case in enumerate(cases):
             slot = self.rows - 1 - index
             self.laws.open(slot, SlotState(case.ids, len(case.prompt), case.sampling))
