@@ -102,10 +102,12 @@ class DrawTile:
 
 
 def draw_tile_for(batch: int, vocabulary: int, multiprocessors: int) -> DrawTile:
-    """At most as many CTAs as multiprocessors, so that all run at once; none without tokens."""
-    block = 1024
-    ctas = max(1, min(multiprocessors // batch, triton.cdiv(vocabulary, block)))
-    return DrawTile(ctas, 16, block, 8)
+    """At most as many CTAs as multiprocessors, so that all run at once; none without tokens.
+
+    A larger block spills registers: pivots times tokens are held twice.
+    """
+    ctas = max(1, min(multiprocessors // batch, triton.cdiv(vocabulary, 1024)))
+    return DrawTile(ctas, pivots=16, block=512, warps=8)
 
 
 def draw(
@@ -146,7 +148,7 @@ def draw(
         PIVOTS=tile.pivots,
         EXCHANGE=counts[0].numel(),
         BLOCK=tile.block,
-        DRAW_BLOCK=tile.block,
+        DRAW_BLOCK=4 * 32 * tile.warps,  # a thread makes the noise of four tokens
         num_warps=tile.warps,
         enable_fp_fusion=False,  # the law rounds after each operation
     )
