@@ -158,6 +158,7 @@ class CudaRunner:
                 "decode, one sequence": "dp4a on 16-bit fixed-point activations",
                 "decode, batches": f"tensor cores in {self._config.compute_dtype}",
                 "prefill": f"dequantized blocks, {self._config.compute_dtype} products of the library",
+                "sampling": "all rows in one graph, cuts by narrowing a bracket",
             },
             batch_invariant=False,
             chunk_invariant=False,
