@@ -38,7 +38,7 @@ from octavo.runners.cuda.graphs import Graphs
 from octavo.runners.cuda.kv_cache import LayerCache, make_cache
 from octavo.runners.cuda.laws import SlotLaws, is_plain_greedy
 from octavo.runners.cuda.limits import TARGET_ROWS, batch_buckets
-from octavo.runners.cuda.logprobs import LogprobBuffers, logprobs, read_logprobs
+from octavo.runners.cuda.logprobs import MOST_TOP, LogprobBuffers, logprobs, read_logprobs
 from octavo.runners.cuda.pending import Pending
 from octavo.runners.cuda.sampling import Row, SampleStep
 from octavo.types import Sampling, TokenLogprob
@@ -168,6 +168,7 @@ class CudaRunner:
         assert 0 <= slot < self._config.max_slots, f"slot {slot} is out of range"
         assert slot not in self._slots, f"slot {slot} is taken"
         assert state.adapter is None, "adapters are not supported"
+        assert (state.sampling.logprobs or 0) <= MOST_TOP, f"more than {MOST_TOP} alternatives"
         with self._on_device():
             self._laws.open(slot, state)
             self._last_tokens[slot] = state.token_ids[-1]
@@ -355,6 +356,7 @@ class CudaRunner:
 
     def _target_rows(self, model: ChunkModel, hidden: torch.Tensor, chunk: Chunk) -> list[_TargetRows]:
         assert chunk.targets is not None
+        assert chunk.top_logprobs <= MOST_TOP, f"more than {MOST_TOP} alternatives"
         vocabulary = self._spec.vocab_size
         found = []
         for first in range(0, chunk.tokens, TARGET_ROWS):
