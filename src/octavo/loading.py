@@ -111,6 +111,7 @@ def load_backend(
     plan, kind = model.plan, _kind(model)
     enter = on_state or (lambda _: None)
     enter("loading")
+    kind.preload(plan.config)
     weights = open_weights(
         model=kept_name(model.source.location),
         fingerprint=model.source.fingerprint,

@@ -111,7 +111,9 @@ class DecodeStep:
         if slots == self._slots:
             return
         filled = [*slots, *[self._sequences.spare_slot] * (len(self.sampled) - len(slots))]
-        self._sequences.slots.copy_(torch.tensor(filled, dtype=torch.int32))
+        rows = torch.tensor(filled, dtype=torch.int32)
+        # Pinned, since a copy from other memory waits for the stream; torch keeps the block until it is done.
+        self._sequences.slots.copy_(rows.pin_memory() if self.sampled.is_cuda else rows, non_blocking=True)
         self._slots = slots
 
     def forward(self) -> None:

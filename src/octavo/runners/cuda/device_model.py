@@ -1,13 +1,14 @@
 """A packed model on the device: matrices as their layout stores them, norms with their offset added, rope tables.
 
-Weights go from the mapped cache through one pinned buffer, a piece at a time, so the host holds no copy.
+Weights go from the mapped cache to the device piece by piece (`upload`), so the host holds no copy.
 Shape letters: N output rows, K input columns, C padded columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,9 +19,8 @@ from octavo.models.spec import DenseMLP, LayerSpec, ModelSpec, Norm, Rope
 from octavo.quant.format import Format
 from octavo.runners.bundles import VECTORS, bundle_name, part_name, vector_places
 from octavo.runners.cuda.layout import Encoding, encoding_of, padded
+from octavo.runners.cuda.upload import Uploads
 from octavo.weights import StoredBundle, WeightStore
-
-_STAGING_BYTES = 32 << 20
 
 _CODE_DTYPES = {
     "i8": torch.int32,
@@ -122,19 +122,25 @@ def load_model(
     spec: ModelSpec, weights: WeightStore, context_tokens: int, device: torch.device
 ) -> DeviceModel:
     """Copies every bundle to the device and releases it."""
-    return _Loader(spec, weights, context_tokens, device).load()
+    with Uploads(device) as uploads:
+        return _Loader(spec, weights, context_tokens, uploads, device).load()
 
 
 class _Loader:
     def __init__(
-        self, spec: ModelSpec, weights: WeightStore, context_tokens: int, device: torch.device
+        self,
+        spec: ModelSpec,
+        weights: WeightStore,
+        context_tokens: int,
+        uploads: Uploads,
+        device: torch.device,
     ) -> None:
         self._spec = spec
         self._weights = weights
         self._context_tokens = context_tokens
+        self._uploads = uploads
         self._device = device
-        self._staging = torch.empty(_STAGING_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self._bytes = 0
+        self._tables_bytes = 0
         self._vectors: dict[str, torch.Tensor] = {}
         self._angles: dict[Rope, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -142,7 +148,9 @@ class _Loader:
         spec = self._spec
         if VECTORS in self._weights:
             bundle = self._weights[VECTORS]
-            flat = self._upload([bundle.arrays[VECTORS]]).view(torch.float32)
+            # Norms are made from them on the host: a copy, since they are small.
+            flat = torch.from_numpy(np.array(bundle.arrays[VECTORS], np.float32).reshape(-1)).to(self._device)
+            self._tables_bytes += flat.nbytes
             for parameter, start in vector_places(bundle.parameters):
                 self._vectors[parameter.name] = flat[start : start + parameter.shape[0]]
             self._weights.release(VECTORS)
@@ -154,7 +162,8 @@ class _Loader:
         else:
             head = self._linear(["head"], head_bias)
         final_norm = self._norm("final_norm", spec.final_norm)
-        return DeviceModel(spec, embedding.parts[0], layers, final_norm, head, self._bytes)
+        nbytes = self._uploads.nbytes + self._tables_bytes
+        return DeviceModel(spec, embedding.parts[0], layers, final_norm, head, nbytes)
 
     def _layer(self, prefix: str, spec: LayerSpec) -> DeviceLayer:
         mixer, ffn = spec.mixer, spec.ffn
@@ -201,7 +210,7 @@ class _Loader:
             part_bias = None if bias is None else bias[first : first + rows]
             parts.append(self._matrix(bundle, group, part_bias))
             first += rows
-        self._weights.release(bundle.name)
+        self._uploads.then(partial(self._weights.release, bundle.name))
         plain = [part.encoding.scales == "none" for part in parts]
         if any(plain) and not all(plain):
             raise IncompatibleModelError(
@@ -221,12 +230,12 @@ class _Loader:
         def arrays(kind: str) -> list[np.ndarray]:
             return [bundle.arrays[f"{part_name(parameter)}_{kind}"] for parameter, _ in members]
 
-        codes = self._upload(arrays("codes")).view(_CODE_DTYPES[encoding.codec])
+        codes = self._uploads.upload(arrays("codes")).view(_CODE_DTYPES[encoding.codec])
         if encoding.scales == "none":
             scales = torch.empty(0, dtype=torch.float32, device=self._device)
         else:
             scale_dtype = torch.float32 if encoding.scales == "f32" else torch.float16
-            scales = self._upload(arrays("scales")).view(
+            scales = self._uploads.upload(arrays("scales")).view(
                 torch.int32 if encoding.codec == "u4" else scale_dtype
             )
         assert codes.nbytes == rows * encoding.code_bytes(columns)
@@ -235,19 +244,6 @@ class _Loader:
 
     def _bundle(self, name: str) -> StoredBundle:
         return self._weights[bundle_name(Parameter(f"{name}.weight", (0, 0), "matrix", ""))]
-
-    def _upload(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
-        """The arrays' bytes, one after the other."""
-        whole = torch.empty(sum(array.nbytes for array in arrays), dtype=torch.uint8, device=self._device)
-        place = 0
-        for piece in _pieces(arrays, len(self._staging)):
-            staged = self._staging[: len(piece)]
-            np.copyto(staged.numpy(), piece)
-            # Not asynchronous: the buffer is filled again at once.
-            whole[place : place + len(piece)].copy_(staged)
-            place += len(piece)
-        self._bytes += whole.nbytes
-        return whole
 
     def _bias(self, names: Sequence[str] | None) -> torch.Tensor | None:
         if names is None:
@@ -267,16 +263,9 @@ class _Loader:
             tables = (angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor)
             made = [table.to(self._device) for table in tables]
             self._angles[rope] = (made[0], made[1])
-            self._bytes += made[0].nbytes + made[1].nbytes
+            self._tables_bytes += made[0].nbytes + made[1].nbytes
         return self._angles[rope]
 
 
 def _with_bias(matrix: Matrix, bias: torch.Tensor | None) -> Matrix:
     return Matrix(matrix.encoding, matrix.rows, matrix.columns, matrix.codes, matrix.scales, bias)
-
-
-def _pieces(arrays: Sequence[np.ndarray], most_bytes: int) -> Iterator[np.ndarray]:
-    for array in arrays:
-        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        for first in range(0, len(flat), most_bytes):
-            yield flat[first : first + most_bytes]
