@@ -45,12 +45,14 @@ class Codec(IntEnum):
 
 
 class Numbers(IntEnum):
-    """How a group's scale and minimum are stored: U8 and I8 times a float16 that 256 columns share."""
+    """How a group's scale and minimum are stored: U8 and I8 times a float16 that 256 columns share, F9Z7 both in one
+    word (`octavo.quant.scales.JOINT`)."""
 
     F16 = 0
     F32 = 1
     U8 = 2
     I8 = 3
+    F9Z7 = 4
 
 
 class NormKind(IntEnum):
