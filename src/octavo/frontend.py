@@ -7,7 +7,7 @@ imports no torch. What comes back from the engine is `octavo.generation`'s.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -19,6 +19,7 @@ from octavo.text.answer import AnswerForm
 from octavo.text.chat import ChatTemplate, RenderedPrompt
 from octavo.text.grammar import Grammars
 from octavo.text.stop_tokens import stop_token_ids
+from octavo.text.template_rendering import LocalRenderer, MakeRenderer
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo.text.tool_use import NO_TOOLS, ToolUse, answer_form, can_hold, grammar_of_calls
 from octavo.types import Grammar, Message, ModelSource, Request, Sampling, TemplateOptions, Tool
@@ -41,8 +42,8 @@ class Frontend:
     """Thread-safe: nothing changes after construction.
 
     `vocab_size` is the width of the model's logits, `context_tokens` the longest sequence that was planned.
-    `output_filter` sees the text of every answer first. `check_grammars` False: who runs a request compiles its
-    grammar, and says then what is wrong with it.
+    `output_filter` sees the text of every answer first. `make_renderer` and `check_grammar` (raises
+    InvalidGrammarError) stand in for this process's own, where what a stranger wrote is better run elsewhere.
     """
 
     def __init__(
@@ -52,10 +53,10 @@ class Frontend:
         vocab_size: int,
         context_tokens: int,
         output_filter: OutputFilter | None = None,
-        check_grammars: bool = True,
+        make_renderer: MakeRenderer = LocalRenderer,
+        check_grammar: Callable[[Grammar], None] | None = None,
     ) -> None:
         self.output_filter = output_filter
-        self._check_grammars = check_grammars
         self.vocab_size = vocab_size
         self.context_tokens = context_tokens
         self._location = source.location
@@ -65,15 +66,15 @@ class Frontend:
             self.tokenizer = load_tokenizer(source.tokenizer, model_vocab_size=vocab_size)
         self.template: ChatTemplate | None = None
         if source.chat_template is not None and self.tokenizer is not None:
-            self.template = ChatTemplate(source.chat_template, self.tokenizer)
-        self._stop_token_ids = stop_token_ids(
+            self.template = ChatTemplate(source.chat_template, self.tokenizer, make_renderer=make_renderer)
+        self.stop_token_ids = stop_token_ids(
             source.config, source.generation_config, self.tokenizer, self.template
         )
+        """The model's own."""
         self.grammars: Grammars | None = None
         if self.tokenizer is not None:
-            self.grammars = Grammars(
-                self.tokenizer, vocab_size=vocab_size, end_token_ids=self._stop_token_ids
-            )
+            self.grammars = Grammars(self.tokenizer, vocab_size=vocab_size, end_token_ids=self.stop_token_ids)
+            self._check_grammar = check_grammar or self.grammars.check
         self._defaults = read_sampling_defaults(source.generation_config)
         about_text = () if self.tokenizer is None else self.tokenizer.notices
         self.notices: tuple[str, ...] = (*about_text, *self._defaults.notices)
@@ -87,6 +88,7 @@ class Frontend:
         """A raw continuation of text, or of token ids taken as they are: the first of `params.n` choices
         (`Generation.of_choices`). `params` are checked."""
         request = self._request(self.prompt_ids(prompt), params, DEFAULT_MAX_NEW_TOKENS)
+        self._check(request.grammar)
         return Generation(
             request, self.tokenizer, params.stop, continuation=True, output_filter=self.output_filter
         )
@@ -96,6 +98,7 @@ class Frontend:
         checked."""
         rendered = self.render(messages)
         request = self._request(rendered.token_ids, params, None)
+        self._check(request.grammar)
         # A grammar describes the text from its first byte, so no space before it may be left out.
         exact = request.grammar is not None
         return Generation(
@@ -141,9 +144,7 @@ class Frontend:
         grammar = request.grammar or grammar_of_calls(form, use)
         if grammar is not None and form.thinks and not rendered.thought:
             grammar = replace(grammar, after_reasoning="yes" if form.thinking else "maybe")
-        if grammar is not None and self._check_grammars:
-            assert self.grammars is not None
-            self.grammars.check(grammar)
+        self._check(grammar)
         stops = request.stop_token_ids
         if form.single_call and form.syntax is not None and form.syntax.end in form.shown:
             stops |= {form.shown[form.syntax.end]}
@@ -200,7 +201,7 @@ class Frontend:
 
     def _request(self, ids: object, params: SamplingParams, default_new_tokens: int | None) -> Request:
         checked = self.check_ids(ids, params.max_new_tokens)
-        own_stops = frozenset() if params.ignore_eos else self._stop_token_ids
+        own_stops = frozenset() if params.ignore_eos else self.stop_token_ids
         return Request(
             prompt_token_ids=checked,
             sampling=self._sampling(params),
@@ -217,14 +218,16 @@ class Frontend:
         )
 
     def _grammar(self, params: SamplingParams) -> Grammar | None:
-        """Compiled here, in the caller's thread: the engine only copies what comes of it."""
+        """Not compiled yet: what comes before it, as reasoning may, is not known here."""
         grammar = resolve_grammar(params)
         if grammar is not None:
             self.require_tokenizer()
-            assert self.grammars is not None
-            if self._check_grammars:
-                self.grammars.check(grammar)
         return grammar
+
+    def _check(self, grammar: Grammar | None) -> None:
+        """In the caller's thread: the engine only copies what comes of it."""
+        if grammar is not None:
+            self._check_grammar(grammar)
 
     def _sampling(self, params: SamplingParams) -> Sampling:
         return resolve_sampling(

@@ -185,3 +185,14 @@ def default_server(default_model_path: Path) -> Iterator[Harness]:
     with running_server(model, command=WORKER_COMMAND) as harness:
         harness.wait_ready(120)
         yield harness
+
+
+@pytest.fixture(scope="session")
+def default_tokenizer_source(default_model_path: Path) -> Any:
+    """(tokenizer, V, ids that end a text) of the default model"""
+    from octavo.frontend import Frontend
+    from octavo.sources.resolve import resolve
+
+    source = resolve(str(default_model_path), progress=lambda *about: None)
+    frontend = Frontend(source, vocab_size=49_152, context_tokens=512)
+    return source.tokenizer, frontend.vocab_size, frontend.stop_token_ids

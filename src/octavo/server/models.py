@@ -20,13 +20,14 @@ from typing import Any, Literal
 
 from octavo.errors import NotEnoughMemoryError, OctavoError
 from octavo.frontend import Frontend
-from octavo.output_filter import OutputFilter, load_filter
+from octavo.output_filter import load_filter
 from octavo.server import wire
+from octavo.server.confined import ConfinedFrontend
 from octavo.server.faults import HttpFault, unavailable
 from octavo.server.logs import without_paths
+from octavo.server.settings import LinkName
 from octavo.server.worker_link import WORKER_COMMAND, WorkerLink
 from octavo.settings import SamplingParams, Settings
-from octavo.types import ModelSource
 from octavo.units import readable_bytes
 
 State = Literal["unloaded", "loading", "ready", "restarting", "failed", "unloading", "closed"]
@@ -57,8 +58,17 @@ class Resident:
 
     served: ServedModel
     link: WorkerLink
-    frontend: Frontend
+    confined: ConfinedFrontend
     ready: wire.Ready
+
+    @property
+    def frontend(self) -> Frontend:
+        return self.confined.frontend
+
+    async def close(self) -> None:
+        """End the worker and the other children; its memory is back when this returns."""
+        self.confined.close()
+        await self.link.close()
 
 
 class _Entry:
@@ -124,6 +134,7 @@ class Models:
         memory_bytes: int = 0,
         idle_unload_seconds: float = 0,
         command: Sequence[str] = WORKER_COMMAND,
+        worker_link: LinkName = "auto",
     ) -> None:
         self._filters = {
             each.name: None if each.settings.filter is None else load_filter(each.settings.filter)
@@ -134,6 +145,7 @@ class Models:
         self._memory_bytes = memory_bytes
         self._idle_unload_seconds = idle_unload_seconds
         self._command = command
+        self._worker_link = worker_link
         self._turn = asyncio.Lock()
         """Held by the load in progress; asyncio's lock is first come, first served."""
         self._changed = asyncio.Condition()
@@ -237,18 +249,20 @@ class Models:
             entry.loading.add_done_callback(_seen)
         return entry.loading
 
-    async def start(self, *, preload: bool) -> None:
-        """Load the first model in the background, and look after idle ones."""
-        if preload:
-            self._load_task(next(iter(self._entries.values())))
+    def start(self, *, preload: bool) -> asyncio.Task[Resident] | None:
+        """Look after idle models, and load the first in the background: the load, where there is one."""
         if self._idle_unload_seconds:
             self._spawn(self._unload_idle())
+        return self._load_task(next(iter(self._entries.values()))) if preload else None
 
     async def close(self) -> None:
         """End every worker; what they run ends with error events."""
         self._closing = True
         links = [entry.link for entry in self._entries.values() if entry.link is not None]
         await asyncio.gather(*(link.close() for link in links))
+        for entry in self._entries.values():
+            if entry.resident is not None:
+                entry.resident.confined.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -320,15 +334,21 @@ class Models:
             if self._memory_bytes:
                 await self._fit(entry, needed_bytes)
 
-        link = entry.link = WorkerLink(make_room, self._command)
+        link = entry.link = WorkerLink(make_room, self._command, self._worker_link)
         try:
             ready = await link.load(_plain_settings(entry.served.settings))
-            frontend = await asyncio.to_thread(_frontend, ready, self._filters[entry.served.name])
+            confined = ConfinedFrontend(ready, self._filters[entry.served.name], self._worker_link)
+            try:
+                await asyncio.to_thread(confined.build)
+            except BaseException:
+                confined.close()
+                raise
+            link.end_with(confined.frontend.stop_token_ids)
         except BaseException:
             link.kill()
             await link.close()
             raise
-        return Resident(entry.served, link, frontend, ready)
+        return Resident(entry.served, link, confined, ready)
 
     async def _fit(self, entry: _Entry, needed_bytes: int) -> None:
         """Make room within `memory_bytes`."""
@@ -392,7 +412,7 @@ class Models:
             raise
 
     async def _close_unloaded(self, entry: _Entry, resident: Resident) -> None:
-        await resident.link.close()
+        await resident.close()
         if entry.link is resident.link:
             entry.link = None
         if entry.state == "unloading":
@@ -422,7 +442,7 @@ class Models:
         self._notify()
         # The process may still be closing: its memory must be back before the next one plans.
         resident.link.kill()
-        await resident.link.close()
+        await resident.close()
         with contextlib.suppress(HttpFault):
             self._load_task(entry)
 
@@ -456,24 +476,3 @@ def _plain_settings(settings: Settings) -> Mapping[str, Any]:
         )
         if value is not None and name != "filter"
     }
-
-
-def _frontend(ready: wire.Ready, output_filter: OutputFilter | None) -> Frontend:
-    source = ModelSource(
-        location=ready.location,
-        revision=ready.revision,
-        naming="huggingface",
-        config=ready.config,
-        generation_config=ready.generation_config,
-        tokenizer=ready.tokenizer,
-        chat_template=ready.chat_template,
-        tensors={},
-        fingerprint=ready.fingerprint,
-    )
-    return Frontend(
-        source,
-        vocab_size=ready.vocab_size,
-        context_tokens=ready.context_tokens,
-        output_filter=output_filter,
-        check_grammars=False,  # in the worker: it can be killed, and this process has other clients
-    )

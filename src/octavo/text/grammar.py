@@ -47,6 +47,10 @@ class Grammars:
         self._vocab_size = vocab_size
         self._ends = tuple(sorted(end_token_ids))
 
+    def read_vocabulary(self) -> None:
+        """Now rather than for the first grammar. Raises InvalidGrammarError for a model without an end."""
+        _ = self._compiled
+
     def check(self, grammar: Grammar) -> None:
         """Raises InvalidGrammarError where it does not compile or says what cannot be kept."""
         self._compiled(grammar)
