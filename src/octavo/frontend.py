@@ -11,7 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from octavo.errors import ChatTemplateError, IncompatibleModelError, InvalidParameterError
+from octavo.errors import (
+    ChatTemplateError,
+    IncompatibleModelError,
+    InvalidGrammarError,
+    InvalidParameterError,
+)
 from octavo.generation import Generation
 from octavo.output_filter import OutputFilter
 from octavo.settings import SamplingParams
@@ -33,6 +38,8 @@ from octavo.validate import (
     validate_sampling_params,
     validate_text,
 )
+
+_NOT_HELD = "arguments of calls may miss their schemas: {}"
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """For a raw prompt; a chat takes what is left of the context."""
@@ -117,22 +124,24 @@ class Frontend:
         *,
         use: ToolUse = NO_TOOLS,
         options: TemplateOptions = MappingProxyType({}),
+        reasoning_tokens: int | None = None,
     ) -> tuple[Generation, AnswerForm]:
         """As `chat`, for who reads reasoning, content and calls of tools apart: with the form's parser.
 
         The generation's text has the markers between these parts spelled out. A grammar of `params` holds for what
-        follows the reasoning. Raises InvalidParameterError for a grammar together with tools, and for strict tools
-        whose calls could not be told from text.
+        follows the reasoning, which is closed once it has `reasoning_tokens` tokens. Raises InvalidParameterError for
+        a grammar together with tools, for strict tools whose calls could not be told from text, and for
+        `reasoning_tokens` of a model that does not think.
         """
         tokenizer = self.require_tokenizer()
         rendered = self.render(messages, tools=use.tools, options=options)
         assert self.template is not None
         form = answer_form(self.template, tokenizer, rendered, use)
-        if use.strict and not use.required and not can_hold(form):
+        if reasoning_tokens is not None and not form.thinks:
             raise InvalidParameterError(
-                "a strict tool is offered to a model whose calls cannot be told from text",
-                remedy='Use tool_choice "required", or leave strict out.',
-                parameter="tools",
+                "the model's chat template knows of no reasoning that could have a budget",
+                remedy="Leave the budget out, or choose a model that thinks.",
+                parameter="reasoning_tokens",
             )
         request = self._request(rendered.token_ids, params, None)
         if request.grammar is not None and use.tools:
@@ -141,10 +150,17 @@ class Frontend:
                 remedy="Leave one of them out.",
                 parameter="response_format",
             )
-        grammar = request.grammar or grammar_of_calls(form, use)
-        if grammar is not None and form.thinks and not rendered.thought:
-            grammar = replace(grammar, after_reasoning="yes" if form.thinking else "maybe")
-        self._check(grammar)
+        notices = list(rendered.notices)
+        grammar = request.grammar or self._grammar_of_calls(form, use, notices)
+        if form.thinks and not rendered.thought:
+            if reasoning_tokens is not None:
+                grammar = replace(grammar or Grammar("anything", ""), reasoning_tokens=reasoning_tokens)
+            if grammar is not None:
+                grammar = replace(grammar, after_reasoning="yes" if form.thinking else "maybe")
+        if use.tools and grammar is not None and not use.strict:
+            grammar = self._held_if_possible(grammar, notices)
+        else:
+            self._check(grammar)
         stops = request.stop_token_ids
         if form.single_call and form.syntax is not None and form.syntax.end in form.shown:
             stops |= {form.shown[form.syntax.end]}
@@ -153,12 +169,34 @@ class Frontend:
             tokenizer,
             params.stop,
             # A grammar describes the text from its first byte, so no space before it may be left out.
-            continuation=grammar is not None,
+            continuation=grammar is not None and grammar.kind != "anything",
             shown=frozenset(form.shown.values()),
-            notices=rendered.notices,
+            notices=tuple(notices),
             output_filter=self.output_filter,
         )
         return generation, form
+
+    def _grammar_of_calls(self, form: AnswerForm, use: ToolUse, notices: list[str]) -> Grammar | None:
+        """Raises InvalidParameterError for strict tools whose calls could not be told from text."""
+        if use.required or use.arguments == "free" or can_hold(form):
+            return grammar_of_calls(form, use)
+        if use.strict:
+            raise InvalidParameterError(
+                "a strict tool is offered to a model whose calls cannot be told from text",
+                remedy='Use tool_choice "required", or leave strict out.',
+                parameter="tools",
+            )
+        notices.append(_NOT_HELD.format("the model's marker of a call is mere text"))
+        return None
+
+    def _held_if_possible(self, grammar: Grammar, notices: list[str]) -> Grammar | None:
+        """The grammar; what is left of it where the schemas of the tools cannot be enforced."""
+        try:
+            self._check(grammar)
+        except InvalidGrammarError as error:
+            notices.append(_NOT_HELD.format(error.message))
+            return None if grammar.reasoning_tokens is None else replace(grammar, kind="anything", text="")
+        return grammar
 
     def check_ids(self, ids: object, max_new_tokens: int | None) -> tuple[int, ...]:
         """Token ids that are in the vocabulary and fit the context."""

@@ -23,6 +23,9 @@ async def chat(service: Service, exchange: Exchange) -> None:
     values, body = await exchange.json()
     request, without_effect = read(ChatRequest, values)
     service.note_ignored(exchange, without_effect)
+    exchange.names = {"prompt_token_ids": "messages"}
+    if request.max_completion_tokens is not None:
+        exchange.names = {**exchange.names, "max_new_tokens": "max_completion_tokens"}
 
     async def work() -> None:
         async with service.running(exchange, request.model, body, request, prepare_chat) as (
@@ -35,7 +38,7 @@ async def chat(service: Service, exchange: Exchange) -> None:
             try:
                 await answer(exchange, about, running)
             except InvalidGrammarError as error:
-                raise grammar_fault(error, prepared.form) from None
+                raise grammar_fault(error, of_tools=bool(prepared.form.tools)) from None
 
     await exchange.answer(work())
 

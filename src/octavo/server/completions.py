@@ -19,6 +19,7 @@ async def completions(service: Service, exchange: Exchange) -> None:
     values, body = await exchange.json()
     request, without_effect = read(CompletionRequest, values)
     service.note_ignored(exchange, without_effect)
+    exchange.names = {"prompt_token_ids": "prompt"}
 
     async def work() -> None:
         async with service.running(exchange, request.model, body, request, prepare_completion) as (

@@ -44,6 +44,8 @@ class Exchange:
         """Of the answer, once it has begun."""
         self.facts: dict[str, Any] = {}
         """Ids, counts and timings for the log."""
+        self.names: Mapping[str, str] = {}
+        """How this request calls our parameters, for errors: those of `octavo.settings`, and `prompt_token_ids`."""
         self._headers: dict[str, str] = {"x-request-id": self._echoed_id()}
         self._body_read = False
 

@@ -97,12 +97,13 @@ _STATUS: Mapping[type[OctavoError], tuple[int, str, str]] = {
 }
 _OF_LOADING = ("model_unavailable", "not_enough_memory")
 _RENAMED = {"max_new_tokens": "max_tokens", "json_schema": "response_format", "lark": "response_format"}
-"""Settings' names -> the API's."""
+"""Settings' names -> the API's, where a route does not call them otherwise."""
 _FLAG = re.compile(r"--(max-new-tokens|stop|raw)\b")
 
 
-def fault_from(error: BaseException, request_id: str, *, names: Mapping[str, str] = _RENAMED) -> HttpFault:
-    """What a client is told of `error`. `names`: how this route calls our parameters."""
+def fault_from(error: BaseException, request_id: str, names: Mapping[str, str]) -> HttpFault:
+    """What a client is told of `error`. `names`: how this route calls our parameters, `prompt_token_ids` too."""
+    names = {**_RENAMED, **names}
     if isinstance(error, HttpFault):
         return error
     if not isinstance(error, OctavoError):
@@ -117,6 +118,9 @@ def fault_from(error: BaseException, request_id: str, *, names: Mapping[str, str
 
 def _known(error: OctavoError, status: int, kind: str, code: str, names: Mapping[str, str]) -> HttpFault:
     param = getattr(error, "parameter", "response_format" if code == "invalid_grammar" else None)
+    if isinstance(error, errors.ContextLengthError):
+        too_long = error.prompt_tokens >= error.context_tokens
+        param = "prompt_token_ids" if too_long else "max_new_tokens"
     numbers = {
         name: getattr(error, name) for name in ("prompt_tokens", "context_tokens") if hasattr(error, name)
     }

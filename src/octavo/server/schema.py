@@ -21,7 +21,7 @@ from pydantic import (
     ValidationError,
 )
 
-from octavo.server.faults import HttpFault, bad_request
+from octavo.server.faults import HttpFault, bad_request, unsupported
 from octavo.validate.values import suggestion
 
 Support = Literal["honoured", "refused", "ignored"]
@@ -115,6 +115,13 @@ class ResponseFormat(_Strict):
     grammar: StrictStr | None = None
 
 
+class Reasoning(_Strict):
+    effort: StrictStr | None = None
+    max_tokens: StrictInt | None = None
+    summary: StrictStr | None = refused("thoughts are given as they are")
+    generate_summary: StrictStr | None = refused("thoughts are given as they are")
+
+
 # --- requests ------------------------------------------------------------------------------------------
 
 
@@ -169,7 +176,10 @@ class ChatRequest(_Sampled):
     chat_template_kwargs: dict[str, Any] | None = honoured(
         "enable_thinking, thinking, preserve_thinking, reasoning_effort, as far as the model's template knows them"
     )
-    reasoning_budget: StrictInt | None = refused("thinking is not cut; reasoning_effort may shorten it")
+    reasoning_budget: StrictInt | None = honoured(
+        "most tokens of reasoning, where the model thinks: its end is then written for it; 0 is none"
+    )
+    reasoning: Reasoning | None = honoured("effort and max_tokens: reasoning_effort and reasoning_budget")
     chat_template: StrictStr | None = refused("templates come with the model only")
     functions: list[dict[str, Any]] | None = refused("deprecated by OpenAI; use tools")
     function_call: StrictStr | dict[str, Any] | None = refused("deprecated by OpenAI; use tool_choice")
@@ -269,7 +279,9 @@ class ResponsesRequest(_Strict):
     conversation: StrictStr | dict[str, Any] | None = refused("nothing is kept between requests")
     include: list[StrictStr] | None = refused("there is nothing more to include")
     prompt: dict[str, Any] | None = refused("there are no stored prompts")
-    reasoning: dict[str, Any] | None = honoured("effort, as reasoning_effort of chat completions")
+    reasoning: Reasoning | None = honoured(
+        "effort and max_tokens: reasoning_effort and reasoning_budget of chat completions; no summaries"
+    )
     top_logprobs: StrictInt | None = refused("use /v1/chat/completions for logprobs")
     max_tool_calls: StrictInt | None = ignored("it counts the server's own tools, and there are none")
     stream_options: StreamOptions | None = ignored("usage comes with the last event anyway")
@@ -309,13 +321,18 @@ def read(cls: type[ModelT], body: Mapping[str, Any]) -> tuple[ModelT, tuple[str,
         request = cls.model_validate(body)
     except ValidationError as error:
         raise _explained(cls, error) from None
-    for name, value in body.items():
-        field = cls.model_fields[name]
-        if support_of(field) == "refused" and value not in (None, [], {}):
-            raise HttpFault(
-                400, f"{name} is not supported: {field.description}", "unsupported_parameter", param=name
-            )
+    _refuse(request, "")
     return request, tuple(dict.fromkeys(_without_effect(request, "")))
+
+
+def _refuse(part: BaseModel, path: str) -> None:
+    """Raises HttpFault for a field that was given and is refused."""
+    for name, field in type(part).model_fields.items():
+        value, here = getattr(part, name), f"{path}.{name}" if path else name
+        if support_of(field) == "refused" and value not in (None, [], {}):
+            raise unsupported(here, str(field.description))
+        if isinstance(value, BaseModel):
+            _refuse(value, here)
 
 
 def _without_effect(part: object, path: str) -> Iterator[str]:

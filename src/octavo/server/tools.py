@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from octavo.errors import InvalidGrammarError, InvalidParameterError
 from octavo.server.faults import bad_request, unsupported
 from octavo.server.models import Resident
 from octavo.server.schema import ChatRequest
-from octavo.text.answer import AnswerForm
 from octavo.text.chat import ChatTemplate
 from octavo.text.tool_use import NO_TOOLS, ToolUse
 from octavo.types import TemplateOptions
@@ -28,17 +27,51 @@ def tool_use(request: ChatRequest, template: ChatTemplate, model: Resident) -> T
         )
     if template.tool_syntax is None:
         raise unsupported("tools", f"how {model.served.name} writes calls of tools is not known here")
-    strict = any(tool["function"].get("strict") for tool in request.tools or ())
-    if (required or strict) and not model.ready.grammars:
-        field = "tool_choice" if required else "tools"
-        raise unsupported(field, f"{model.served.name} runs where there are no grammars to force calls with")
+    arguments = _arguments(request.tools or ())
+    if not model.ready.grammars:
+        if required or arguments == "strict":
+            field = "tool_choice" if required else "tools"
+            raise unsupported(
+                field, f"{model.served.name} runs where there are no grammars to force calls with"
+            )
+        arguments = "free"
     return ToolUse(
         tools=tools,
         required=required,
         only=only,
         several=request.parallel_tool_calls is not False and only is None,
-        strict=strict,
+        arguments=arguments,
     )
+
+
+def _arguments(tools: Sequence[Mapping[str, Any]]) -> Literal["free", "held", "strict"]:
+    """One grammar holds all calls or none: strict where a tool says so, free where one says that it is not."""
+    said = {tool["function"].get("strict") for tool in tools}
+    return "strict" if True in said else "free" if False in said else "held"
+
+
+def reasoning_tokens(request: ChatRequest, model: Resident) -> int | None:
+    """The budget of reasoning. Raises HttpFault naming the field."""
+    budget, also = (
+        request.reasoning_budget,
+        None if request.reasoning is None else request.reasoning.max_tokens,
+    )
+    if budget is not None and also is not None and budget != also:
+        raise bad_request(
+            "reasoning_budget and reasoning.max_tokens differ: give one", param="reasoning_budget"
+        )
+    field = "reasoning_budget" if budget is not None else "reasoning.max_tokens"
+    tokens = also if budget is None else budget
+    if tokens is None:
+        return None
+    if not 0 <= tokens < 1 << 31:
+        raise bad_request(f"{field} is a number of tokens, from 0", param=field)
+    template = model.frontend.template
+    if template is None or not template.thinks:
+        raise unsupported(field, f"{model.served.name} does not think before it answers")
+    if not model.ready.grammars:
+        raise unsupported(field, f"{model.served.name} runs where nothing can be forced")
+    return tokens
 
 
 def template_options(request: ChatRequest, template: ChatTemplate) -> TemplateOptions:
@@ -47,7 +80,7 @@ def template_options(request: ChatRequest, template: ChatTemplate) -> TemplateOp
     for name in options:
         if not template.mentions(name):
             raise unsupported(f"chat_template_kwargs.{name}", "the model's chat template does not know it")
-    effort = request.reasoning_effort
+    effort = _effort(request)
     if effort is None:
         return options
     if template.mentions("reasoning_effort"):
@@ -72,9 +105,16 @@ def template_options(request: ChatRequest, template: ChatTemplate) -> TemplateOp
     return {**options, **added}
 
 
-def grammar_fault(error: InvalidGrammarError, form: AnswerForm) -> Exception:
+def _effort(request: ChatRequest) -> str | None:
+    effort, also = request.reasoning_effort, None if request.reasoning is None else request.reasoning.effort
+    if effort is not None and also is not None and effort != also:
+        raise bad_request("reasoning_effort and reasoning.effort differ: give one", param="reasoning_effort")
+    return also if effort is None else effort
+
+
+def grammar_fault(error: InvalidGrammarError, *, of_tools: bool) -> Exception:
     """Named after the field that the grammar came from: with tools there is no other."""
-    return bad_request(str(error), code="invalid_grammar", param="tools") if form.tools else error
+    return bad_request(str(error), code="invalid_grammar", param="tools") if of_tools else error
 
 
 def _choice(choice: str | Mapping[str, Any] | None, names: set[str]) -> tuple[bool, str | None]:
