@@ -7,8 +7,6 @@ interpreter is enough. `test_streams.py` has those that do not.
 from __future__ import annotations
 
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
@@ -177,26 +175,14 @@ def test_one_that_was_killed_while_idle_is_replaced(scripted):
 
 
 @pytest.mark.parametrize("link", ["auto", "loopback"])
-def test_a_bomb_holds_up_no_other_request(serving, served, link):
+def test_a_bomb_holds_up_no_other_request(serving, served, health_probe, link):
     """Figure 24: 400, nothing over 256 MB, and the loop answers all the while; the model is served on."""
     source = "{% if messages[-1].content == 'bomb' %}" + FOR_EVER["equality"] + "{% endif %}" + CHATML
     model = served(model=f"fake?template={quote(source)}")
     with serving(model, worker_link=link) as harness:
         harness.wait_ready()
         worker = harness.service.models.resident("fake").link.pid
-        lags: list[float] = []
-        over = threading.Event()
-
-        def probe() -> None:
-            while not over.is_set():
-                started = time.perf_counter()
-                assert harness.client.get("/health").status_code == 200
-                lags.append(time.perf_counter() - started)
-                time.sleep(0.02)
-
-        prober = threading.Thread(target=probe)
-        prober.start()
-        with ThreadPoolExecutor(6) as threads:
+        with health_probe(harness) as lags, ThreadPoolExecutor(6) as threads:
             bombs = [threads.submit(harness.chat, "bomb") for _ in range(3)]
             others = [threads.submit(harness.chat, f"hello {n}!stop") for n in range(3)]
             for number, future in enumerate(others):
@@ -205,9 +191,7 @@ def test_a_bomb_holds_up_no_other_request(serving, served, link):
             for future in bombs:
                 response = future.result()
                 assert (response.status_code, response.json()["error"]["code"]) == (400, "template_error")
-        over.set()
-        prober.join()
-        assert sorted(lags)[len(lags) * 9 // 10] < 1.0  # on a machine that runs other tests beside
+        assert lags[len(lags) * 9 // 10] < 1.0  # on a machine that runs other tests beside
         resident = harness.service.models.resident("fake")
         assert resident.link.pid == worker
         assert harness.service.models.restarts == 0

@@ -11,7 +11,7 @@ from octavo.server.exchange import Exchange
 from octavo.server.models import Resident
 from octavo.server.prepare import Prepared, prepare_chat
 from octavo.server.running import Piece, Running, collect
-from octavo.server.schema import ChatRequest, read
+from octavo.server.schema import ChatRequest
 from octavo.server.service import Service, fingerprint, usage_of
 from octavo.server.tokens_json import TokenNames, chat_logprobs
 from octavo.server.tools import grammar_fault
@@ -20,9 +20,7 @@ from octavo.types import FinishReason
 
 
 async def chat(service: Service, exchange: Exchange) -> None:
-    values, body = await exchange.json()
-    request, without_effect = read(ChatRequest, values)
-    service.note_ignored(exchange, without_effect)
+    request, body = await service.read(exchange, ChatRequest)
     exchange.names = {"prompt_token_ids": "messages"}
     if request.max_completion_tokens is not None:
         exchange.names = {**exchange.names, "max_new_tokens": "max_completion_tokens"}

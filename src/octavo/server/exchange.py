@@ -55,7 +55,9 @@ class Exchange:
         return next((v.decode("latin-1") for k, v in self.scope["headers"] if k == wanted), None)
 
     def add_header(self, name: str, value: str) -> None:
-        self._headers[name] = value
+        """A second value of a name is one more of its list."""
+        before = self._headers.get(name)
+        self._headers[name] = value if before is None else f"{before}, {value}"
 
     @property
     def key_id(self) -> str:

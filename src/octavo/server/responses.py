@@ -17,7 +17,7 @@ from octavo.server.models import Resident
 from octavo.server.prepare import Prepared, prepare_chat
 from octavo.server.response_items import Event, Items
 from octavo.server.running import Piece, Running, collect
-from octavo.server.schema import ChatMessage, ChatRequest, InputItem, ResponsesRequest, read
+from octavo.server.schema import ChatMessage, ChatRequest, InputItem, ResponsesRequest
 from octavo.server.service import Service, usage_of
 from octavo.server.tools import grammar_fault
 from octavo.types import FinishReason
@@ -40,11 +40,9 @@ _RENAMED = {"reasoning_effort": "reasoning.effort", "response_format": "text.for
 
 
 async def responses(service: Service, exchange: Exchange) -> None:
-    values, body = await exchange.json()
-    request, without_effect = read(ResponsesRequest, values)
+    request, body = await service.read(exchange, ResponsesRequest)
     if isinstance(request.input, list) and any(item.type == "reasoning" for item in request.input):
-        without_effect += ("input.reasoning",)  # as reasoning_content of chat completions
-    service.note_ignored(exchange, without_effect)
+        service.note_ignored(exchange, ("input.reasoning",))  # as reasoning_content of chat completions
     exchange.names = {
         "prompt_token_ids": "input",
         "max_new_tokens": "max_output_tokens",
