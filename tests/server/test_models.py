@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import random
 import signal
@@ -268,3 +269,22 @@ def test_an_internal_error_of_a_load_does_not_end_the_server(serving, served, wa
     with serving(served(model="fake?fails=1")) as harness:
         wait_until(lambda: state(harness, "fake") == "failed")
         assert harness.client.get("/health").status_code == 200
+
+
+def test_a_fallback_answers_under_the_same_name_and_is_announced(serving, served):
+    small = served(model="fake?name=small", context=300)
+    big = dataclasses.replace(served(model="fake?needed=100&room=50"), fallback=small)
+    with serving(big) as harness:
+        harness.wait_ready()
+        assert harness.chat("hello!stop").json()["model"] == "fake"
+        card = harness.client.get("/v1/models/fake").json()
+        assert card["limits"]["context_tokens"] == 300
+        assert card["notices"][0].startswith("too large: the fallback fake?name=small answers")
+
+
+def test_where_the_last_fallback_fails_its_error_is_the_error(serving, served):
+    small = served(model="fake?needed=90&room=50")
+    big = dataclasses.replace(served(model="fake?needed=100&room=50"), fallback=small)
+    with serving(big, preload=False) as harness:
+        assert harness.chat("x").json()["error"]["code"] == "not_enough_memory"
+        assert state(harness, "fake") == "failed"

@@ -72,14 +72,18 @@ def _served(given: str | None, loading: dict[str, Any]) -> ServedModel:
 
     names, target = split_name(given)
     configuration = read_configuration(loading if target is None else {**loading, "model": target})
-    resolved = configuration.resolve()
-    check(resolved)
-    _refuse_sampling_of_requests(resolved)
-    if resolved.fallback is not None:
-        note(f"serve takes no fallback: where {target} cannot be loaded, its requests are refused")
+    chain = [configuration.resolve()]
+    while (fallback := chain[-1].fallback) is not None:
+        chain.append(configuration.resolve(fallback))
     if not names:
-        names = (_name_of(target or resolved.settings.model),)
-    return ServedModel(names[0], names[1:], resolved.settings, resolved.sampling)
+        names = (_name_of(target or chain[0].settings.model),)
+    served: ServedModel | None = None
+    for resolved in reversed(chain):
+        check(resolved)
+        _refuse_sampling_of_requests(resolved)
+        served = ServedModel(names[0], names[1:], resolved.settings, resolved.sampling, served)
+    assert served is not None
+    return served
 
 
 def _refuse_sampling_of_requests(resolved: Resolved) -> None:

@@ -13,12 +13,12 @@ import dataclasses
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from octavo.errors import NotEnoughMemoryError, OctavoError
+from octavo.errors import ModelNotFoundError, NotEnoughMemoryError, OctavoError
 from octavo.frontend import Frontend
 from octavo.output_filter import load_filter
 from octavo.server import wire
@@ -50,6 +50,8 @@ class ServedModel:
     settings: Settings
     sampling: SamplingParams
     """What holds where a request says nothing."""
+    fallback: ServedModel | None = None
+    """What answers under the same name where this one is missing or does not fit; announced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +138,8 @@ class Models:
         command: Sequence[str] = WORKER_COMMAND,
         worker_link: LinkName = "auto",
     ) -> None:
-        self._filters = {
-            each.name: None if each.settings.filter is None else load_filter(each.settings.filter)
-            for each in served
-        }
+        filters = {each.settings.filter for first in served for each in _with_fallbacks(first)}
+        self._filters = {name: None if name is None else load_filter(name) for name in filters}
         self._entries = {each.name: _Entry(each) for each in served}
         self._names = {alias: each.name for each in served for alias in (*each.aliases, each.name)}
         self._memory_bytes = memory_bytes
@@ -291,7 +291,7 @@ class Models:
                 if entry.state != "restarting":
                     entry.state = "loading"
                 entry.error = None
-                resident = await self._load_making_room(entry)
+                resident = await self._load_or_fall_back(entry)
         except OctavoError as error:
             entry.state, entry.error, entry.link = "failed", error, None
             _log.warning(
@@ -317,10 +317,27 @@ class Models:
                 min(_FIRST_PAUSE_SECONDS * 2 ** (entry.crashes_in_row - 2), _LONGEST_PAUSE_SECONDS)
             )
 
-    async def _load_making_room(self, entry: _Entry) -> Resident:
+    async def _load_or_fall_back(self, entry: _Entry) -> Resident:
+        """The model, or the first of its fallbacks that can be loaded, with a notice."""
+        notices: tuple[str, ...] = ()
+        served = entry.served
         while True:
             try:
-                return await self._load_once(entry)
+                resident = await self._load_making_room(entry, served)
+            except (ModelNotFoundError, NotEnoughMemoryError) as error:
+                if served.fallback is None:
+                    raise
+                instead = served.fallback.settings.model
+                notices += (f"{error.message}: the fallback {instead} answers in its place",)
+                served = served.fallback
+            else:
+                every = (*notices, *resident.ready.notices)
+                return dataclasses.replace(resident, ready=dataclasses.replace(resident.ready, notices=every))
+
+    async def _load_making_room(self, entry: _Entry, served: ServedModel) -> Resident:
+        while True:
+            try:
+                return await self._load_once(entry, served)
             except NotEnoughMemoryError as error:
                 # What the machine has is known only to the worker's plan; make room for what is missing.
                 missing = error.needed_bytes - error.available_bytes
@@ -329,15 +346,15 @@ class Models:
                     raise
                 await self._shrink(entry, taken - missing)
 
-    async def _load_once(self, entry: _Entry) -> Resident:
+    async def _load_once(self, entry: _Entry, served: ServedModel) -> Resident:
         async def make_room(needed_bytes: int) -> None:
             if self._memory_bytes:
                 await self._fit(entry, needed_bytes)
 
         link = entry.link = WorkerLink(make_room, self._command, self._worker_link)
         try:
-            ready = await link.load(_plain_settings(entry.served.settings))
-            confined = ConfinedFrontend(ready, self._filters[entry.served.name], self._worker_link)
+            ready = await link.load(_plain_settings(served.settings))
+            confined = ConfinedFrontend(ready, self._filters[served.settings.filter], self._worker_link)
             try:
                 await asyncio.to_thread(confined.build)
             except BaseException:
@@ -348,7 +365,7 @@ class Models:
             link.kill()
             await link.close()
             raise
-        return Resident(entry.served, link, confined, ready)
+        return Resident(served, link, confined, ready)
 
     async def _fit(self, entry: _Entry, needed_bytes: int) -> None:
         """Make room within `memory_bytes`."""
@@ -460,6 +477,13 @@ class Models:
                 self._changed.notify_all()
 
         self._spawn(notify())
+
+
+def _with_fallbacks(served: ServedModel) -> Iterator[ServedModel]:
+    each: ServedModel | None = served
+    while each is not None:
+        yield each
+        each = each.fallback
 
 
 def _seen(task: asyncio.Task[Resident]) -> None:
