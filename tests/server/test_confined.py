@@ -214,3 +214,26 @@ def test_a_grammar_is_compiled_in_a_child_first(default_tokenizer_source):
         checker.check(Grammar("regex", "[a-z]{4}"))
     finally:
         checker.close()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "count", [200, pytest.param(20_000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
+)
+def test_many_grammars_fill_no_memory(default_tokenizer_source, count):
+    """Figure 26: each schema is new; neither side keeps them all."""
+    source, vocab_size, ends = default_tokenizer_source
+    checker = GrammarChecker(source, vocab_size=vocab_size, end_token_ids=ends)
+    own = psutil.Process()
+    held = []
+    try:
+        for number in range(count):
+            schema = f'{{"type": "object", "properties": {{"p{number}": {{"type": "string"}}}}}}'
+            checker.check(Grammar("json_schema", schema))
+            if number in (count // 4, count - 1):
+                (child,) = checker.children._alive
+                held.append(own.memory_info().rss + psutil.Process(child._child.pid).memory_info().rss)
+        assert checker.children.killed == 0
+    finally:
+        checker.close()
+    assert held[1] - held[0] < 64 << 20

@@ -288,3 +288,14 @@ def test_where_the_last_fallback_fails_its_error_is_the_error(serving, served):
     with serving(big, preload=False) as harness:
         assert harness.chat("x").json()["error"]["code"] == "not_enough_memory"
         assert state(harness, "fake") == "failed"
+
+
+def test_a_disk_that_is_full_stops_one_load_and_nothing_else(serving, served):
+    """Figure 16 at the server; what is written, and what is left of it, is tests/weights/test_cache_faults.py's."""
+    with serving(named(served, "a"), served("full", "fake?disk=1")) as harness:
+        harness.wait_ready()
+        for _ in range(2):
+            assert harness.complete("x", model="a", max_tokens=1).status_code == 200
+            error = harness.complete("x", model="full", max_tokens=1)
+            assert (error.status_code, error.json()["error"]["code"]) == (503, "not_enough_memory")
+        assert harness.client.get("/ready").json()["models"]["full"]["code"] == "not_enough_disk"
