@@ -17,7 +17,7 @@ from octavo.errors import ChatTemplateError, ClosedError, InvalidGrammarError, I
 from octavo.server import wire
 from octavo.server.child_renderer import ChildRenderer
 from octavo.server.grammar_checker import GrammarChecker
-from octavo.server.warm_children import MOST_CHILDREN, ChildLostError, WarmChildren
+from octavo.server.warm_children import ChildLostError, WarmChildren
 from octavo.text.template_rendering import LocalRenderer, Rendering
 from octavo.types import Grammar
 
@@ -129,7 +129,7 @@ serve(sys.argv[1], QuestionCaps(64 << 20, 0.4), lambda first: answer)
 @pytest.fixture
 def scripted(tmp_path):
     (tmp_path / "child.py").write_text(SCRIPTED)
-    children = WarmChildren((str(tmp_path / "child.py"),), wire.Template(""), seconds=3)
+    children = WarmChildren((str(tmp_path / "child.py"),), wire.Template(""), seconds=3, most=3)
     yield children
     children.close()
 
@@ -159,10 +159,23 @@ def test_memory_for_one_question_is_capped(scripted):
 
 def test_children_are_kept_warm_and_are_few(scripted):
     assert len({scripted.ask(wire.Render("pass")).text for _ in range(20)}) == 1
-    with ThreadPoolExecutor(4 * MOST_CHILDREN) as threads:
+    with ThreadPoolExecutor(12) as threads:
         slow = wire.Render("import time; time.sleep(0.05)")
-        pids = {one.text for one in threads.map(lambda _: scripted.ask(slow), range(8 * MOST_CHILDREN))}
-    assert 1 < len(pids) <= MOST_CHILDREN
+        pids = {one.text for one in threads.map(lambda _: scripted.ask(slow), range(24))}
+    assert 1 < len(pids) <= 3
+
+
+def test_those_that_are_not_needed_any_more_go(scripted, monkeypatch):
+    with ThreadPoolExecutor(6) as threads:
+        slow = wire.Render("import time; time.sleep(0.2)")
+        list(threads.map(lambda _: scripted.ask(slow), range(6)))
+    before = set(scripted._alive)
+    assert len(before) > 1
+    monkeypatch.setattr("octavo.server.warm_children._IDLE_SECONDS", 0.0)
+    for _ in before:
+        scripted.ask(wire.Render("pass"))
+    (left,) = scripted._alive
+    assert [child.is_alive() for child in before if child is not left] == [False] * (len(before) - 1)
 
 
 def test_one_that_was_killed_while_idle_is_replaced(scripted):

@@ -16,6 +16,8 @@ from octavo.text.provenance import TemplateText
 from octavo.text.template_rendering import Rendering, broken_template
 
 _SECONDS = 5.0
+_MOST_CHILDREN = 4
+"""So many renderings that take their whole time hold up none but the next; a child takes 13 MB."""
 _COMMAND = ("-m", "octavo.server.template_child")
 
 
@@ -24,7 +26,9 @@ class ChildRenderer:
 
     def __init__(self, source: str, *, link: LinkName = "auto") -> None:
         """Starts the first child. Raises ChatTemplateError for a template that does not compile."""
-        self.children = WarmChildren(_COMMAND, wire.Template(source), seconds=_SECONDS, link=link)
+        self.children = WarmChildren(
+            _COMMAND, wire.Template(source), seconds=_SECONDS, most=_MOST_CHILDREN, link=link
+        )
         try:
             self.children.warm()
         except ChildLostError as error:

@@ -17,6 +17,8 @@ from octavo.server.warm_children import ChildLostError, WarmChildren
 from octavo.types import Grammar, TokenizerSource
 
 _SECONDS = 10.0
+_MOST_CHILDREN = 2
+"""A vocabulary of 49,152 tokens takes 63 MB in each."""
 _COMMAND = ("-m", "octavo.server.grammar_child")
 _KNOWN = 4096
 """Digests of grammars that compiled: requests tend to repeat them."""
@@ -34,7 +36,7 @@ class GrammarChecker:
         link: LinkName = "auto",
     ) -> None:
         set_up = wire.Vocabulary(tokenizer, vocab_size, tuple(sorted(end_token_ids)))
-        self.children = WarmChildren(_COMMAND, set_up, seconds=_SECONDS, link=link)
+        self.children = WarmChildren(_COMMAND, set_up, seconds=_SECONDS, most=_MOST_CHILDREN, link=link)
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._lock = threading.Lock()
 

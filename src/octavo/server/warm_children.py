@@ -20,9 +20,9 @@ from octavo.errors import ClosedError, DeviceError
 from octavo.server import sandbox, wire
 from octavo.server.settings import LinkName
 
-MOST_CHILDREN = 4
-"""Of one kind for one model: a question that takes its whole time holds up no more than the next one."""
 _SET_UP_SECONDS = 120.0
+_IDLE_SECONDS = 60.0
+"""After so long without a question a child goes, if it is not the only one."""
 
 _log = logging.getLogger("octavo.server")
 
@@ -37,19 +37,27 @@ class ChildLostError(Exception):
 
 class WarmChildren:
     """Children of one command, each set up with the same first message. The first starts with the first question,
-    or with `warm`; more while all are busy. `close` ends them."""
+    or with `warm`; more while all are busy, up to `most`. `close` ends them."""
 
     def __init__(
-        self, command: Sequence[str], set_up: wire.ToChild, *, seconds: float, link: LinkName = "auto"
+        self,
+        command: Sequence[str],
+        set_up: wire.ToChild,
+        *,
+        seconds: float,
+        most: int,
+        link: LinkName = "auto",
     ) -> None:
         """`seconds`: on the clock, for one answer; a child's own limit of computing time is well below."""
         self._command = command
         self._set_up = wire.encode(set_up)
         self._seconds = seconds
+        self._most = most
         self._link = link
         self._free = threading.Condition()
         """Guards what follows; notified when a child may be taken or started."""
         self._idle: list[_WarmChild] = []
+        """The one used last at the end, from where they are taken."""
         self._alive: set[_WarmChild] = set()
         self._starting = 0
         self._closed = False
@@ -98,7 +106,7 @@ class WarmChildren:
                         return child
                     self._alive.discard(child)
                     child.end()
-                if len(self._alive) + self._starting < MOST_CHILDREN:
+                if len(self._alive) + self._starting < self._most:
                     self._starting += 1
                     break
                 self._free.wait()
@@ -140,10 +148,17 @@ class WarmChildren:
             return not self._closed
 
     def _give_back(self, child: _WarmChild) -> None:
+        child.used_at = time.monotonic()
+        surplus = None
         with self._free:
             if not self._closed:
                 self._idle.append(child)
                 self._free.notify()
+                if child.used_at - self._idle[0].used_at > _IDLE_SECONDS:
+                    surplus = self._idle.pop(0)
+                    self._alive.discard(surplus)
+        if surplus is not None:
+            surplus.end()
 
     def _lose(self, child: _WarmChild) -> None:
         """End it, and let another be warm before the next question comes."""
@@ -165,6 +180,7 @@ class WarmChildren:
 class _WarmChild:
     def __init__(self, command: Sequence[str], link: LinkName) -> None:
         self._child = sandbox.start(command, quiet=True, link=link)
+        self.used_at = time.monotonic()
 
     def is_alive(self) -> bool:
         return self._child.process.poll() is None
