@@ -7,13 +7,15 @@ imports no torch. What comes back from the engine is `octavo.generation`'s.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any, Literal
 
 from octavo.errors import (
     ChatTemplateError,
     IncompatibleModelError,
+    InvalidGrammarError,
     InvalidParameterError,
     UnsupportedParameterError,
 )
@@ -24,6 +26,7 @@ from octavo.text.answer import AnswerForm
 from octavo.text.chat import ChatTemplate, RenderedPrompt
 from octavo.text.grammar import Grammars
 from octavo.text.stop_tokens import stop_token_ids
+from octavo.text.template_rendering import LocalRenderer, MakeRenderer
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo.text.tool_use import NO_TOOLS, ToolUse, answer_form, can_hold, grammar_of_calls
 from octavo.types import Grammar, Message, ModelSource, Request, Sampling, TemplateOptions, Tool
@@ -40,6 +43,8 @@ from octavo.validate import (
     validate_tools,
 )
 
+_NOT_HELD = "arguments of calls may miss their schemas: {}"
+
 DEFAULT_MAX_NEW_TOKENS = 256
 """For a raw prompt; a chat takes what is left of the context."""
 
@@ -48,8 +53,8 @@ class Frontend:
     """Thread-safe: nothing changes after construction.
 
     `vocab_size` is the width of the model's logits, `context_tokens` the longest sequence that was planned.
-    `output_filter` sees the text of every answer first. `check_grammars` False: who runs a request compiles its
-    grammar, and says then what is wrong with it.
+    `output_filter` sees the text of every answer first. `make_renderer` and `check_grammar` (raises
+    InvalidGrammarError) stand in for this process's own, where what a stranger wrote is better run elsewhere.
     """
 
     def __init__(
@@ -59,10 +64,10 @@ class Frontend:
         vocab_size: int,
         context_tokens: int,
         output_filter: OutputFilter | None = None,
-        check_grammars: bool = True,
+        make_renderer: MakeRenderer = LocalRenderer,
+        check_grammar: Callable[[Grammar], None] | None = None,
     ) -> None:
         self.output_filter = output_filter
-        self._check_grammars = check_grammars
         self.vocab_size = vocab_size
         self.context_tokens = context_tokens
         self._location = source.location
@@ -72,15 +77,15 @@ class Frontend:
             self.tokenizer = load_tokenizer(source.tokenizer, model_vocab_size=vocab_size)
         self.template: ChatTemplate | None = None
         if source.chat_template is not None and self.tokenizer is not None:
-            self.template = ChatTemplate(source.chat_template, self.tokenizer)
-        self._stop_token_ids = stop_token_ids(
+            self.template = ChatTemplate(source.chat_template, self.tokenizer, make_renderer=make_renderer)
+        self.stop_token_ids = stop_token_ids(
             source.config, source.generation_config, self.tokenizer, self.template
         )
+        """The model's own."""
         self.grammars: Grammars | None = None
         if self.tokenizer is not None:
-            self.grammars = Grammars(
-                self.tokenizer, vocab_size=vocab_size, end_token_ids=self._stop_token_ids
-            )
+            self.grammars = Grammars(self.tokenizer, vocab_size=vocab_size, end_token_ids=self.stop_token_ids)
+            self._check_grammar = check_grammar or self.grammars.check
         self._defaults = read_sampling_defaults(source.generation_config)
         about_text = () if self.tokenizer is None else self.tokenizer.notices
         self.notices: tuple[str, ...] = (*about_text, *self._defaults.notices)
@@ -94,6 +99,7 @@ class Frontend:
         """A raw continuation of text, or of token ids taken as they are: the first of `params.n` choices
         (`Generation.of_choices`). `params` are checked."""
         request = self._request(self.prompt_ids(prompt), params, DEFAULT_MAX_NEW_TOKENS)
+        self._check(request.grammar)
         return Generation(
             request, self.tokenizer, params.stop, continuation=True, output_filter=self.output_filter
         )
@@ -103,6 +109,7 @@ class Frontend:
         checked."""
         rendered = self.render(messages)
         request = self._request(rendered.token_ids, params, None)
+        self._check(request.grammar)
         # A grammar describes the text from its first byte, so no space before it may be left out.
         exact = request.grammar is not None
         return Generation(
@@ -121,22 +128,24 @@ class Frontend:
         *,
         use: ToolUse = NO_TOOLS,
         options: TemplateOptions = MappingProxyType({}),
+        reasoning_tokens: int | None = None,
     ) -> tuple[Generation, AnswerForm]:
         """As `chat`, for who reads reasoning, content and calls of tools apart: with the form's parser.
 
         The generation's text has the markers between these parts spelled out. A grammar of `params` holds for what
-        follows the reasoning. Raises InvalidParameterError for a grammar together with tools, and for strict tools
-        whose calls could not be told from text.
+        follows the reasoning, which is closed once it has `reasoning_tokens` tokens. Raises InvalidParameterError for
+        a grammar together with tools, for strict tools whose calls could not be told from text, and for
+        `reasoning_tokens` of a model that does not think.
         """
         tokenizer = self.require_tokenizer()
         rendered = self.render(messages, tools=use.tools, options=options)
         assert self.template is not None
         form = answer_form(self.template, tokenizer, rendered, use)
-        if use.strict and not use.required and not can_hold(form):
+        if reasoning_tokens is not None and not form.thinks:
             raise InvalidParameterError(
-                "a strict tool is offered to a model whose calls cannot be told from text",
-                remedy='Use tool_choice "required", or leave strict out.',
-                parameter="tools",
+                "the model's chat template knows of no reasoning that could have a budget",
+                remedy="Leave the budget out, or choose a model that thinks.",
+                parameter="reasoning_tokens",
             )
         request = self._request(rendered.token_ids, params, None)
         if request.grammar is not None and use.tools:
@@ -145,12 +154,17 @@ class Frontend:
                 remedy="Leave one of them out.",
                 parameter="response_format",
             )
-        grammar = request.grammar or grammar_of_calls(form, use)
-        if grammar is not None and form.thinks and not rendered.thought:
-            grammar = replace(grammar, after_reasoning="yes" if form.thinking else "maybe")
-        if grammar is not None and self._check_grammars:
-            assert self.grammars is not None
-            self.grammars.check(grammar)
+        notices = list(rendered.notices)
+        grammar = request.grammar or self._grammar_of_calls(form, use, notices)
+        if form.thinks and not rendered.thought:
+            if reasoning_tokens is not None:
+                grammar = replace(grammar or Grammar("anything", ""), reasoning_tokens=reasoning_tokens)
+            if grammar is not None:
+                grammar = replace(grammar, after_reasoning="yes" if form.thinking else "maybe")
+        if use.tools and grammar is not None and not use.strict:
+            grammar = self._held_if_possible(grammar, notices)
+        else:
+            self._check(grammar)
         stops = request.stop_token_ids
         if form.single_call and form.syntax is not None and form.syntax.end in form.shown:
             stops |= {form.shown[form.syntax.end]}
@@ -159,9 +173,9 @@ class Frontend:
             tokenizer,
             params.stop,
             # A grammar describes the text from its first byte, so no space before it may be left out.
-            continuation=grammar is not None,
+            continuation=grammar is not None and grammar.kind != "anything",
             shown=frozenset(form.shown.values()),
-            notices=rendered.notices,
+            notices=tuple(notices),
             output_filter=self.output_filter,
         )
         return generation, form
@@ -179,13 +193,13 @@ class Frontend:
         if not checked or choice == "none":
             return NO_TOOLS
         assert isinstance(tools, Sequence)
-        strict = any(tool["function"].get("strict") for tool in tools)
+        arguments = _arguments(tools)
         why = None
         if self.template is not None and not self.template.takes_tools:
             why = "tools", "the model's chat template does not show them"
         elif self.template is not None and self.template.tool_syntax is None:
             why = "tools", "how the model writes calls of tools is not known here"
-        elif (required or strict) and not grammars:
+        elif (required or arguments == "strict") and not grammars:
             why = (
                 "tool_choice" if required else "tools",
                 "calls are forced by a grammar, and it takes none here",
@@ -201,8 +215,30 @@ class Frontend:
             required=required,
             only=only,
             several=several and only is None,
-            strict=strict,
+            arguments=arguments if grammars else "free",
         )
+
+    def _grammar_of_calls(self, form: AnswerForm, use: ToolUse, notices: list[str]) -> Grammar | None:
+        """Raises InvalidParameterError for strict tools whose calls could not be told from text."""
+        if use.required or use.arguments == "free" or can_hold(form):
+            return grammar_of_calls(form, use)
+        if use.strict:
+            raise InvalidParameterError(
+                "a strict tool is offered to a model whose calls cannot be told from text",
+                remedy='Use tool_choice "required", or leave strict out.',
+                parameter="tools",
+            )
+        notices.append(_NOT_HELD.format("the model's marker of a call is mere text"))
+        return None
+
+    def _held_if_possible(self, grammar: Grammar, notices: list[str]) -> Grammar | None:
+        """The grammar; what is left of it where the schemas of the tools cannot be enforced."""
+        try:
+            self._check(grammar)
+        except InvalidGrammarError as error:
+            notices.append(_NOT_HELD.format(error.message))
+            return None if grammar.reasoning_tokens is None else replace(grammar, kind="anything", text="")
+        return grammar
 
     def check_ids(self, ids: object, max_new_tokens: int | None) -> tuple[int, ...]:
         """Token ids that are in the vocabulary and fit the context."""
@@ -245,7 +281,7 @@ class Frontend:
 
     def _request(self, ids: object, params: SamplingParams, default_new_tokens: int | None) -> Request:
         checked = self.check_ids(ids, params.max_new_tokens)
-        own_stops = frozenset() if params.ignore_eos else self._stop_token_ids
+        own_stops = frozenset() if params.ignore_eos else self.stop_token_ids
         return Request(
             prompt_token_ids=checked,
             sampling=self._sampling(params),
@@ -262,14 +298,16 @@ class Frontend:
         )
 
     def _grammar(self, params: SamplingParams) -> Grammar | None:
-        """Compiled here, in the caller's thread: the engine only copies what comes of it."""
+        """Not compiled yet: what comes before it, as reasoning may, is not known here."""
         grammar = resolve_grammar(params)
         if grammar is not None:
             self.require_tokenizer()
-            assert self.grammars is not None
-            if self._check_grammars:
-                self.grammars.check(grammar)
         return grammar
+
+    def _check(self, grammar: Grammar | None) -> None:
+        """In the caller's thread: the engine only copies what comes of it."""
+        if grammar is not None:
+            self._check_grammar(grammar)
 
     def _sampling(self, params: SamplingParams) -> Sampling:
         return resolve_sampling(
@@ -278,3 +316,9 @@ class Frontend:
             vocab_size=self.vocab_size,
             seed_source=lambda: secrets.randbits(32),
         )
+
+
+def _arguments(tools: Sequence[Mapping[str, Any]]) -> Literal["free", "held", "strict"]:
+    """One grammar holds all calls or none: strict where a tool says so, free where one says that it is not."""
+    said = {tool["function"].get("strict") for tool in tools}
+    return "strict" if True in said else "free" if False in said else "held"

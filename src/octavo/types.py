@@ -173,7 +173,7 @@ class Sampling:
     """None: no logprobs. n >= 0: the sampled token's, and the n most probable tokens'."""
 
 
-GrammarKind = Literal["json_schema", "regex", "lark", "tool_calls"]
+GrammarKind = Literal["json_schema", "regex", "lark", "tool_calls", "anything"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +183,13 @@ class Grammar:
     kind: GrammarKind
     text: str
     """The schema as JSON text, the regular expression (anchored at both ends), or the Lark grammar; of "tool_calls"
-    a Lark grammar that `octavo.text.tool_grammar` made, which may name control tokens as no caller's may."""
+    a Lark grammar that `octavo.text.tool_grammar` made, which may name control tokens as no caller's may. "anything"
+    has none: there is only `reasoning_tokens` to hold."""
     after_reasoning: Literal["no", "maybe", "yes"] = "no"
     """Whether reasoning comes first, up to its closing marker, and only what follows has to match: a block that the
     text may open ("maybe"), or that the prompt has opened ("yes")."""
+    reasoning_tokens: int | None = None
+    """Most tokens of that block: its closing marker is then written for the model."""
 
 
 LogitsProcessor = Callable[[Sequence[int], "np.ndarray"], "np.ndarray"]

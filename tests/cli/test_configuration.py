@@ -112,7 +112,7 @@ def test_every_kind_of_value_in_a_file():
         ),
         ("[models.a.sampling]\nquant = 1", UsageError, "[models.a.sampling]", "Known keys: max_new_tokens"),
         ("[models.a]\nfalback = 'b'", UsageError, "falback", "fallback"),
-        ("[server]\nport = 1", UsageError, "[server] is not a known table", "[sampling] and [models.NAME]"),
+        ("[server]\nport = 1", UsageError, "[server] is not a known table", "[serve]"),
         ("zzz = 1", UsageError, "zzz", "Known keys: model"),
         ("quant = 'int9'", InvalidParameterError, 'quant is "int9": should be', "octavo.toml"),
         ("threads = '4'", InvalidParameterError, 'threads is "4"', "octavo.toml"),

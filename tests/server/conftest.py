@@ -179,9 +179,48 @@ def assert_idle(harness: Harness) -> None:
     assert (harness.service.queue.waiting, harness.service.queue.waiting_tokens) == (0, 0)
 
 
+@contextlib.contextmanager
+def probed_health(harness: Harness) -> Iterator[list[float]]:
+    """Seconds that /health took, asked again and again meanwhile; sorted at the end."""
+    lags: list[float] = []
+    over = threading.Event()
+
+    def probe() -> None:
+        while not over.is_set():
+            started = time.perf_counter()
+            assert harness.client.get("/health").status_code == 200
+            lags.append(time.perf_counter() - started)
+            time.sleep(0.02)
+
+    prober = threading.Thread(target=probe)
+    prober.start()
+    try:
+        yield lags
+    finally:
+        over.set()
+        prober.join()
+        lags.sort()
+
+
+@pytest.fixture(scope="session")
+def health_probe() -> Any:
+    return probed_health
+
+
 @pytest.fixture(scope="session")
 def default_server(default_model_path: Path) -> Iterator[Harness]:
     model = served_model("smollm2", str(default_model_path), context=1024, threads=1)
     with running_server(model, command=WORKER_COMMAND) as harness:
         harness.wait_ready(120)
         yield harness
+
+
+@pytest.fixture(scope="session")
+def default_tokenizer_source(default_model_path: Path) -> Any:
+    """(tokenizer, V, ids that end a text) of the default model"""
+    from octavo.frontend import Frontend
+    from octavo.sources.resolve import resolve
+
+    source = resolve(str(default_model_path), progress=lambda *about: None)
+    frontend = Frontend(source, vocab_size=49_152, context_tokens=512)
+    return source.tokenizer, frontend.vocab_size, frontend.stop_token_ids

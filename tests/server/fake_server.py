@@ -1,4 +1,5 @@
-"""`octavo serve` in a process of its own with the fake worker: run by path, prints its port when it listens."""
+"""`octavo serve` in a process of its own, with the fake worker or (`"real": true`) a real one: run by path, prints its
+port when it listens."""
 
 from __future__ import annotations
 
@@ -11,16 +12,18 @@ from octavo.server.logs import log_to_stderr
 from octavo.server.models import ServedModel
 from octavo.server.run import serve
 from octavo.server.settings import ServerSettings
+from octavo.server.worker_link import WORKER_COMMAND
 from octavo.settings import SamplingParams, Settings
 
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])
-    model = Settings(model=options.pop("model", "fake"), max_sequences=64, context=4096)
+    real = options.pop("real", False)
+    model = Settings(model=options.pop("model", "fake"), max_sequences=8 if real else 64, context=4096)
     log_to_stderr()
     serve(
         ServerSettings(port=0, **options),
         [ServedModel("fake", (), model, SamplingParams())],
         Keys(()),
         lambda port: print(port, flush=True),
-        command=(str(Path(__file__).with_name("fake_worker.py")),),
+        command=WORKER_COMMAND if real else (str(Path(__file__).with_name("fake_worker.py")),),
     )

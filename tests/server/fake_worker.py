@@ -17,7 +17,7 @@ from collections import deque
 from urllib.parse import parse_qsl
 
 from octavo.backends.base import Capabilities
-from octavo.errors import ClosedError, NotEnoughMemoryError, NumericalError
+from octavo.errors import ClosedError, NotEnoughDiskError, NotEnoughMemoryError, NumericalError
 from octavo.server.worker import LoadedModel, main
 from octavo.types import FinishReason, ModelSource, TokenEvent, TokenizerSource, TokenLogprob
 
@@ -244,6 +244,8 @@ def load(settings, progress, planned):
         raise NotEnoughMemoryError("too large", remedy="Less.", needed_bytes=needed, available_bytes=room)
     if "fails" in options:
         raise RuntimeError("cannot be loaded: /secret/path at 0x7f00deadbeef")
+    if "disk" in options:
+        raise NotEnoughDiskError("full", remedy="Free some.", needed_bytes=needed, available_bytes=0)
     planned(needed)
     time.sleep(float(options.get("load_s", 0)))
     progress("loading", 100, 100)

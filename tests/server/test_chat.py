@@ -173,9 +173,28 @@ def test_boundary_of_the_context(fake):
             assert error["code"] == "context_length_exceeded"
             assert error["prompt_tokens"] == prompt
             assert error["context_tokens"] == 512
+            assert error["param"] == ("messages" if prompt >= 512 else "max_tokens")
     whole = fake.chat("a" * (500 - empty), max_tokens=None).json()
     assert whole["usage"]["total_tokens"] == 512
     assert whole["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", {"max_completion_tokens": 600}, "max_completion_tokens"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 600}, "max_tokens"),
+        ("/v1/completions", {"prompt": "a" * 600}, "prompt"),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 600}, "max_output_tokens"),
+        ("/v1/responses", {"input": "a" * 600}, "input"),
+    ],
+)
+def test_what_does_not_fit_is_named_as_the_route_calls_it(fake, path, body, param):
+    if path == "/v1/chat/completions":
+        body = {**body, "messages": [{"role": "user", "content": "x"}]}
+    response = fake.client.post(path, json={"model": "fake", **body})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
 
 
 def test_stop_strings_are_not_shown(fake):

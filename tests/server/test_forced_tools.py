@@ -116,3 +116,65 @@ def test_no_lark_of_a_caller_names_a_control_token(server):
         response = server.chat("x", response_format={"type": "grammar", "grammar": lark})
         assert response.status_code == 400
         assert "special token" in response.json()["error"]["message"]
+
+
+THINKING = {"chat_template_kwargs": {"enable_thinking": True}}
+
+
+@pytest.mark.parametrize("budget", [0, 7])
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_ends_at_its_budget(server, budget, stream):
+    """The prompt has opened the block, and this model would never close it by itself."""
+    asked = {"temperature": 1, "seed": 4, "max_tokens": 60, "ignore_eos": True, **THINKING}
+    free = server.chat("Why is the sky blue?", **asked).json()
+    assert free["choices"][0]["message"]["content"] == ""
+    assert free["usage"]["completion_tokens_details"]["reasoning_tokens"] == 60
+
+    response = server.chat("Why is the sky blue?", **asked, reasoning_budget=budget, stream=stream)
+    assert response.status_code == 200, response.text
+    if stream:
+        deltas = [
+            json.loads(line[6:])["choices"][0]["delta"]
+            for line in response.text.split("\n\n")
+            if line.startswith("data: {")
+        ]
+        thought = "".join(delta.get("reasoning_content", "") for delta in deltas)
+        content = "".join(delta.get("content", "") for delta in deltas)
+    else:
+        answer = response.json()
+        message = answer["choices"][0]["message"]
+        thought, content = message.get("reasoning_content", ""), message["content"]
+        marker = 8  # "\n</think>\n\n" in this vocabulary, at most
+        assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] <= budget + 3 + marker
+    assert len(thought.split()) <= budget
+    assert bool(thought) == (budget > 0)
+    assert free["choices"][0]["message"]["reasoning_content"].startswith(thought)
+    assert content
+    assert "think>" not in thought + content
+
+
+def test_a_budget_and_a_schema_hold_together(server):
+    schema = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
+    answer = server.chat(
+        "Weather?", response_format=schema, reasoning_budget=9, max_tokens=200, temperature=1, **THINKING
+    ).json()
+    jsonschema.validate(json.loads(answer["choices"][0]["message"]["content"]), CITY)
+
+
+def test_a_budget_in_responses(client):
+    """Without thoughts a budget has nothing to do; where a template knows none it is refused."""
+    answer = client.responses.create(
+        model="smollm2", input="Hi.", max_output_tokens=5, extra_body={"reasoning": {"max_tokens": 5}}
+    )
+    assert answer.usage.output_tokens_details.reasoning_tokens == 0
+
+
+def test_a_budget_is_refused_where_nothing_thinks(default_server):
+    response = default_server.chat("x", reasoning_budget=5)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "reasoning_budget")
+
+
+def test_calls_that_cannot_be_held_are_free_and_it_is_said(server):
+    """Of these markers the model's text cannot be told: not strict, so the tools are shown all the same."""
+    answer = server.chat("x", tools=TOOLS, max_tokens=3).json()
+    assert "may miss their schemas" in " ".join(answer["notices"])

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import re
+import socket
 import sys
 import time
 
 import psutil
 import pytest
 
-from octavo.server import sandbox
+from octavo.errors import DeviceError
+from octavo.server import link, sandbox
+
+HEAD = "import os, sys, time\nfrom octavo.server.link import connect\nlink = connect(sys.argv[1])\n"
+
+LINKS = ["inherited", "loopback"]
+"""The second is what Windows has; every system has it."""
 
 
 def script(tmp_path, code: str):
     path = tmp_path / "child.py"
-    path.write_text("import os, socket, sys, time\nlink = socket.socket(fileno=int(sys.argv[1]))\n" + code)
+    path.write_text(HEAD + code)
     return (str(path),)
 
 
-def run(tmp_path, code: str, caps=sandbox.NO_CAPS, seconds: float = 20) -> tuple[int, bytes]:
+def run(
+    tmp_path, code: str, caps=sandbox.NO_CAPS, seconds: float = 20, link="inherited"
+) -> tuple[int, bytes]:
     async def main() -> tuple[int, bytes]:
-        child = sandbox.start(script(tmp_path, code), caps)
+        child = sandbox.start(script(tmp_path, code), caps, link=link)
         said = b""
         with child.connection:
             child.connection.settimeout(seconds)
@@ -33,7 +44,8 @@ def run(tmp_path, code: str, caps=sandbox.NO_CAPS, seconds: float = 20) -> tuple
     return asyncio.run(main())
 
 
-def test_it_has_its_socket_and_nothing_else(tmp_path, monkeypatch):
+@pytest.mark.parametrize("link", LINKS)
+def test_it_has_its_socket_and_nothing_else(tmp_path, monkeypatch, link):
     monkeypatch.setenv("OCTAVO_API_KEY", "secret")
     with open(os.devnull) as inherited:
         os.set_inheritable(inherited.fileno(), True)
@@ -41,11 +53,49 @@ def test_it_has_its_socket_and_nothing_else(tmp_path, monkeypatch):
             tmp_path,
             "fds = sorted(int(n) for n in os.listdir('/proc/self/fd'))\n"
             "link.sendall(repr((fds, sys.stdin.read(), 'OCTAVO_API_KEY' in os.environ)).encode())",
+            link=link,
         )
     fds, read, has_key = eval(said.decode())
     assert code == 0
     assert len(fds) <= 5  # 0, 1, 2, the socket, and the listing itself
     assert (read, has_key) == ("", False)
+
+
+def test_only_the_child_gets_the_connection(tmp_path, monkeypatch):
+    """Over loopback anyone on the machine may connect first: without the token it is turned away."""
+    strangers = []
+
+    class Offer(link._Loopback):
+        def accept(self, process):
+            port = int(self.argument.partition(":")[2])
+            for said in (b"", b"x" * 32, b"short"):
+                stranger = socket.create_connection(("127.0.0.1", port))
+                stranger.sendall(said)
+                if len(said) < 32:
+                    stranger.shutdown(socket.SHUT_WR)
+                strangers.append(stranger)
+            return super().accept(process)
+
+    monkeypatch.setattr(link, "_Loopback", Offer)
+    code, said = run(tmp_path, "link.sendall(b'mine')", link="loopback")
+    assert (code, said) == (0, b"mine")
+    for stranger in strangers:
+        with stranger:
+            stranger.settimeout(5)
+            with contextlib.suppress(ConnectionResetError):
+                assert stranger.recv(1) == b""
+
+
+def test_the_token_is_on_no_command_line(tmp_path):
+    _, said = run(tmp_path, "link.sendall(open('/proc/self/cmdline', 'rb').read())", link="loopback")
+    last = said.strip(b"\0").rpartition(b"\0")[2]
+    assert re.fullmatch(rb"loopback:\d{1,5}", last)
+
+
+def test_a_child_that_never_connects_is_an_error_and_gone(tmp_path):
+    (tmp_path / "child.py").write_text("import sys; sys.exit(3)")
+    with pytest.raises(DeviceError):
+        sandbox.start((str(tmp_path / "child.py"),), link="loopback", quiet=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is capped by Linux alone")

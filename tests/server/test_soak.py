@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -30,43 +32,70 @@ def anonymous_bytes(pid: int) -> int:
     return found
 
 
-@pytest.mark.parametrize("seconds", [SECONDS])
-def test_nothing_grows(seconds):
+FAKE = ("hello!stop", "long " * 60, "!nan:3", "!slow:5 x!stop", "x" * 5000)
+REAL = ("Say hello.", "Repeat this: " + "long " * 60, "Why is the sky blue?", "x " * 5000)
+CITY = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 8}}, "required": ["name"]}
+
+
+@contextlib.contextmanager
+def server(**options: object) -> Iterator[tuple[str, int]]:
+    """(its URL, its process id)"""
     process = subprocess.Popen(
-        [sys.executable, str(SERVER), json.dumps({"model": "fake?pace_ms=1", "max_queue": 48})],
+        [sys.executable, str(SERVER), json.dumps(options)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
     assert process.stdout is not None
-    url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
     try:
-        asyncio.run(_mixed(url, process.pid, seconds))
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}", process.pid
     finally:
         process.terminate()
         assert process.wait(60) == 0
         process.stdout.close()
 
 
-async def _mixed(url: str, pid: int, seconds: float) -> None:
+@pytest.mark.parametrize("seconds", [SECONDS])
+def test_nothing_grows(seconds):
+    with server(model="fake?pace_ms=1", max_queue=48) as (url, pid):
+        asyncio.run(_mixed(url, pid, seconds, FAKE, at_once=64))
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("seconds", [SECONDS])
+def test_nothing_grows_with_a_real_model(seconds, default_model_path):
+    """With schemas and budgets too: of what they need, some is held by the other children."""
+    with server(real=True, model=str(default_model_path), max_queue=12) as (url, pid):
+        asyncio.run(_mixed(url, pid, seconds, REAL, at_once=24))
+
+
+async def _mixed(url: str, pid: int, seconds: float, contents: Sequence[str], *, at_once: int) -> None:
     pick = random.Random(5)
     end = time.monotonic() + seconds
     seen: dict[int, int] = {}
     held: list[int] = []
     rates: list[int] = []
 
-    async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
         while (await client.get("/ready")).status_code != 200:
             await asyncio.sleep(0.1)
 
         async def one() -> None:
-            content = pick.choice(["hello!stop", "long " * 60, "!nan:3", "!slow:5 x!stop", "x" * 5000])
-            body = {"model": "fake", "messages": [{"role": "user", "content": content}], "max_tokens": 100}
-            stream = pick.random() < 0.7
+            body = {
+                "model": "fake",
+                "messages": [{"role": "user", "content": pick.choice(contents)}],
+                "max_tokens": 100 if contents is FAKE else 24,
+                "stream": pick.random() < 0.7,
+            }
+            if contents is REAL and pick.random() < 0.3:
+                # One of 5,000 schemas, so that caches of them fill and turn over.
+                schema = {**CITY, "title": str(pick.randrange(5000))}
+                body["response_format"] = {
+                    "type": "json_schema",
+                    "json_schema": {"name": "city", "schema": schema},
+                }
             try:
-                async with client.stream(
-                    "POST", "/v1/chat/completions", json={**body, "stream": stream}
-                ) as response:
+                async with client.stream("POST", "/v1/chat/completions", json=body) as response:
                     seen[response.status_code] = seen.get(response.status_code, 0) + 1
                     leave_after = pick.randrange(1, 40) if pick.random() < 0.3 else 10**6
                     async for _ in response.aiter_lines():
@@ -88,7 +117,7 @@ async def _mixed(url: str, pid: int, seconds: float) -> None:
                 family = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
                 held.append(sum(anonymous_bytes(each) for each in family))
 
-        await asyncio.gather(watch(), *(worker() for _ in range(64)))
+        await asyncio.gather(watch(), *(worker() for _ in range(at_once)))
         page = (await client.get("/metrics")).text
     print(f"answers {seen}, anonymous bytes {held}, answers a period {rates}")
     assert set(seen) <= {200, 400, 429, 500}

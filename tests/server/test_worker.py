@@ -58,7 +58,7 @@ def test_an_event_too_large_ends_its_request_alone(monkeypatch):
 
 
 def test_a_model_that_cannot_be_described_is_refused(serving, served):
-    with serving(served(model="fake?long_number=1"), queue_seconds=15) as harness:
+    with serving(served(model="fake?long_number=1"), queue_seconds=15, preload=False) as harness:
         response = harness.chat("x")
         assert (response.status_code, response.json()["error"]["code"]) == (503, "model_unavailable")
         assert harness.service.models.status()["fake"]["code"] == "incompatible_model"
@@ -88,9 +88,9 @@ def test_a_load_cancelled_at_its_start_leaves_no_process(monkeypatch):
     made: list[sandbox.Child] = []
     start = sandbox.start
 
-    def slow(command):
+    def slow(command, *, link):
         time.sleep(0.3)
-        made.append(start(command))
+        made.append(start(command, link=link))
         return made[0]
 
     monkeypatch.setattr(worker_link.sandbox, "start", slow)

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from octavo.cli.configuration import FLAG, Resolved, check, read_configuration
+from octavo.cli.configuration import FLAG, Configuration, Resolved, check, read_configuration
 from octavo.cli.fields import flag_name, said_fields, variable_name
 from octavo.cli.options import Given, accepts
 from octavo.cli.output import note_all, write_json, write_table
 from octavo.errors import OctavoError
+from octavo.server.settings import ServerSettings
 from octavo.settings import SamplingParams, Settings
 
 
@@ -31,7 +32,7 @@ def config(
     note_all(configuration.notices)
     resolved = configuration.resolve()
     check(resolved)
-    rows = list(_rows(resolved, _model_says(resolved.settings)))
+    rows = [*_rows(resolved, _model_says(resolved.settings)), *_rows_of_serving(configuration)]
     if json:
         write_json({name: {"value": value, "origin": origin} for name, value, origin, _ in rows})
         return
@@ -56,6 +57,14 @@ def _rows(resolved: Resolved, model: Mapping[str, Any]) -> list[tuple[str, Any, 
                 origin = flag_name(field)
             rows.append((field.name, value, origin, variable_name(field)))
     return rows
+
+
+def _rows_of_serving(configuration: Configuration) -> list[tuple[str, Any, str, str]]:
+    settings, origins = configuration.serving()
+    return [
+        (each.name, getattr(settings, each.name), origins.get(each.name, "default"), variable_name(each))
+        for each in said_fields(ServerSettings)
+    ]
 
 
 def _in_words(value: Any) -> str:

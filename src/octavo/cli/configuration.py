@@ -15,6 +15,7 @@ from typing import Any
 
 from octavo.cli.layers import Alias, File, Layer, Said, read_environment, read_file
 from octavo.errors import InvalidParameterError, UsageError
+from octavo.server.settings import ServerSettings
 from octavo.settings import SamplingParams, Settings
 
 FILE_NAME = "octavo.toml"
@@ -61,6 +62,12 @@ class Configuration:
             fallback=None if alias is None else alias.fallback,
         )
 
+    def serving(self) -> tuple[ServerSettings, Mapping[str, str]]:
+        """How to serve, and the layer of each field that was said anywhere."""
+        said = _first_said([self.flags, self.environment, *(file.serving for file in self.files)])
+        values = _of(ServerSettings, {name: each.value for name, each in said.items()})
+        return ServerSettings(**values), {name: said[name].origin for name in values}
+
     def alias(self, name: str) -> Alias | None:
         """`[models.NAME]`, from the first file that has it."""
         found = (file.aliases[name] for file in self.files if name in file.aliases)
@@ -84,12 +91,17 @@ def check(resolved: Resolved) -> None:
         validate_settings(resolved.settings)
         validate_sampling_params(resolved.sampling, vocab_size=1 << 31)
     except InvalidParameterError as error:
-        origin = resolved.origins.get(error.parameter, FLAG)
-        if origin == FLAG:
-            raise
-        raise InvalidParameterError(
-            error.message, remedy=f"Correct {origin}: it says so.", parameter=error.parameter
-        ) from error
+        raise where_said(error, resolved.origins) from error
+
+
+def where_said(error: InvalidParameterError, origins: Mapping[str, str]) -> InvalidParameterError:
+    """The error, with the layer to correct in its remedy."""
+    origin = origins.get(error.parameter, FLAG)
+    if origin == FLAG:
+        return error
+    return InvalidParameterError(
+        error.message, remedy=f"Correct {origin}: it says so.", parameter=error.parameter
+    )
 
 
 def refuse_unseen_logprobs(configuration: Configuration, *, remedy: str) -> None:
@@ -110,7 +122,7 @@ def read_configuration(said: Mapping[str, Any]) -> Configuration:
     """`said` are the flags given on the command line. Raises UsageError where a layer cannot be read."""
     from platformdirs import user_config_path
 
-    environment, notices = read_environment(Settings, SamplingParams)
+    environment, notices = read_environment(Settings, SamplingParams, ServerSettings)
     folders = (Path(), user_config_path("octavo", appauthor=False))
     configuration = Configuration(
         flags={name: Said(value, FLAG) for name, value in said.items()},

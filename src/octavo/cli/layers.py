@@ -1,7 +1,8 @@
 """Reads what was said in OCTAVO_* variables and in octavo.toml.
 
 Every field is a variable and a key of its name: a top-level key for the first class (`Settings`), a key of
-`[sampling]` for the second (`SamplingParams`). Which layer wins is `octavo.cli.configuration`'s work.
+`[sampling]` for the second (`SamplingParams`), of `[serve]` for the third (`ServerSettings`). Which layer wins is
+`octavo.cli.configuration`'s work.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import Any
 
 from octavo.cli.fields import VARIABLE_PREFIX, is_negated, said_fields, variable_name
 from octavo.errors import UsageError
+from octavo.server.settings import ServerSettings
 
 _NOT_SETTINGS = ("OCTAVO_DEBUG", "OCTAVO_REQUIRE_KERNELS", "OCTAVO_API_KEY", "OCTAVO_ADMIN_KEY")
 _FOR_TESTS = "OCTAVO_TEST_"
 _SAMPLING = "sampling"
 _ALIASES = "models"
+_SERVE = "serve"
 _FALLBACK = "fallback"
 
 
@@ -32,7 +35,7 @@ class Said:
 
 
 Layer = Mapping[str, Said]
-"""Field name -> what was said, over the fields of both dataclasses (whose names never clash)."""
+"""Field name -> what was said, over the fields of the dataclasses (whose names never clash)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class File:
 
     layer: Layer
     aliases: Mapping[str, Alias]
+    serving: Layer = dataclasses.field(default_factory=dict)
+    """`[serve]`"""
 
 
 def read_environment(*classes: type) -> tuple[Layer, tuple[str, ...]]:
@@ -89,7 +94,7 @@ def _meant(name: str, known: Iterable[str]) -> str:
     return f": did you mean {close[0]}?" if close else ""
 
 
-def read_file(path: Path, settings: type, sampling: type) -> File:
+def read_file(path: Path, settings: type, sampling: type, serving: type = ServerSettings) -> File:
     """What an octavo.toml says; nothing where there is none.
 
     Raises UsageError where it is not TOML or has an unknown key, InvalidParameterError where a value has
@@ -112,17 +117,24 @@ def read_file(path: Path, settings: type, sampling: type) -> File:
     sampled = schema.table(sampling)
     nested = {_SAMPLING: (sampled, sampled())}
     alias = schema.table(settings, **nested, **{_FALLBACK: (str | None, None)})
-    whole = schema.table(settings, **nested, **{_ALIASES: (dict[str, alias], {})})  # type: ignore[valid-type]
+    served = schema.table(serving)
+    tables = {**nested, _SERVE: (served, served()), _ALIASES: (dict[str, alias], {})}  # type: ignore[valid-type]
+    whole = schema.table(settings, **tables)
     try:
         found = schema.strict(whole, data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise _explain(first, path, schema.names(settings), schema.names(sampling)) from error
+        known = {name: schema.names(cls) for name, cls in ((_SAMPLING, sampling), (_SERVE, serving))}
+        raise _explain(first, path, schema.names(settings), known) from error
     return File(
         _layer(found, str(path)),
         {
             name: Alias(_layer(each, f"[{_ALIASES}.{name}] in {path}"), each.fallback)
             for name, each in getattr(found, _ALIASES).items()
+        },
+        {
+            name: Said(value, f"[{_SERVE}] in {path}")
+            for name, value in schema.given(getattr(found, _SERVE)).items()
         },
     )
 
@@ -132,18 +144,22 @@ def _layer(found: Any, origin: str) -> Layer:
 
     given = {**schema.given(found), **schema.given(getattr(found, _SAMPLING))}
     return {
-        name: Said(v, origin) for name, v in given.items() if name not in (_SAMPLING, _ALIASES, _FALLBACK)
+        name: Said(v, origin)
+        for name, v in given.items()
+        if name not in (_SAMPLING, _SERVE, _ALIASES, _FALLBACK)
     }
 
 
-def _explain(first: Any, path: Path, settings: list[str], sampling: list[str]) -> UsageError:
+def _explain(first: Any, path: Path, settings: list[str], of_tables: Mapping[str, list[str]]) -> UsageError:
+    """`of_tables`: the keys of [sampling] and of [serve]."""
     from octavo.cli import schema
 
     *tables, key = (str(part) for part in first["loc"])
     in_sampling = tables == [_SAMPLING] or len(tables) == 3
-    known = sampling if in_sampling else [*settings, _SAMPLING, _FALLBACK if tables else _ALIASES]
+    own = of_tables[_SAMPLING] if in_sampling else of_tables[_SERVE] if tables == [_SERVE] else None
+    known = own or [*settings, _SAMPLING, *([_FALLBACK] if tables else [_SERVE, _ALIASES])]
     where = f"{path}: {key} in [{'.'.join(tables)}]" if tables else f"{path}: {key}"
-    misplaced = [] if in_sampling else difflib.get_close_matches(key, sampling, n=1)
+    misplaced = [] if own else difflib.get_close_matches(key, of_tables[_SAMPLING], n=1)
     if not tables and isinstance(
         first["input"], dict
     ):  # a table: no setting is meant, however alike its name
@@ -155,6 +171,6 @@ def _explain(first: Any, path: Path, settings: list[str], sampling: list[str]) -
 
 
 def _table_remedy(key: str) -> str:
-    close = difflib.get_close_matches(key, [_SAMPLING, _ALIASES], n=1)
-    known = f"Tables are [{_SAMPLING}] and [{_ALIASES}.NAME]."
+    close = difflib.get_close_matches(key, [_SAMPLING, _SERVE, _ALIASES], n=1)
+    known = f"Tables are [{_SAMPLING}], [{_SERVE}] and [{_ALIASES}.NAME]."
     return f"Did you mean [{close[0]}]? {known}" if close else known

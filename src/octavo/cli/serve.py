@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from octavo.cli.configuration import check, read_configuration
+from octavo.cli.configuration import Resolved, check, read_configuration, where_said
 from octavo.cli.options import Given, accepts
 from octavo.cli.output import note, note_all
-from octavo.errors import UsageError
+from octavo.errors import InvalidParameterError, UsageError
 from octavo.server.settings import ServerSettings, check_server_settings
 from octavo.settings import Settings
 
@@ -40,16 +40,21 @@ def serve(
 ) -> None:
     """Serve models over HTTP, with the OpenAI API.
 
-    Settings of loading hold for all models; [models.NAME] in octavo.toml says them for one.
+    Settings of loading hold for all models; [models.NAME] in octavo.toml says them for one, [serve] how to serve.
     """
     from octavo.server.access import read_keys
     from octavo.server.logs import log_to_stderr
     from octavo.server.run import serve as run
 
-    settings = ServerSettings(**{name: said[name] for name in _SERVING if name in said})
+    configuration = read_configuration({name: said[name] for name in _SERVING if name in said})
+    note_all(configuration.notices)
+    settings, origins = configuration.serving()
     keys = read_keys(settings.api_key_file, os.environ.get("OCTAVO_API_KEY"))
     admin_keys = read_keys(settings.admin_key_file, os.environ.get("OCTAVO_ADMIN_KEY"))
-    check_server_settings(settings, has_keys=bool(keys))
+    try:
+        check_server_settings(settings, has_keys=bool(keys))
+    except InvalidParameterError as error:
+        raise where_said(error, origins) from error
     loading = {name: said[name] for name in _LOADING if name in said}
     served = [_served(given, loading) for given in (model or (None,))]
     _refuse_shared_names(served)
@@ -67,14 +72,28 @@ def _served(given: str | None, loading: dict[str, Any]) -> ServedModel:
 
     names, target = split_name(given)
     configuration = read_configuration(loading if target is None else {**loading, "model": target})
-    note_all(configuration.notices)
-    resolved = configuration.resolve()
-    check(resolved)
-    if resolved.fallback is not None:
-        note(f"serve takes no fallback: where {target} cannot be loaded, its requests are refused")
+    chain = [configuration.resolve()]
+    while (fallback := chain[-1].fallback) is not None:
+        chain.append(configuration.resolve(fallback))
     if not names:
-        names = (_name_of(target or resolved.settings.model),)
-    return ServedModel(names[0], names[1:], resolved.settings, resolved.sampling)
+        names = (_name_of(target or chain[0].settings.model),)
+    served: ServedModel | None = None
+    for resolved in reversed(chain):
+        check(resolved)
+        _refuse_sampling_of_requests(resolved)
+        served = ServedModel(names[0], names[1:], resolved.settings, resolved.sampling, served)
+    assert served is not None
+    return served
+
+
+def _refuse_sampling_of_requests(resolved: Resolved) -> None:
+    """What shapes an answer's JSON is each request's to say: as a default it would be ignored, or surprise."""
+    for name in ("n", "logprobs", "prompt_logprobs"):
+        if (origin := resolved.origins.get(name)) is not None:
+            raise UsageError(
+                f"{origin} says {name}, which no server can say for its clients",
+                remedy=f"Take it out there; over HTTP each request says its own {name}.",
+            )
 
 
 def split_name(given: str | None) -> tuple[tuple[str, ...], str | None]:

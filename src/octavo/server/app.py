@@ -115,7 +115,7 @@ class App:
             await self._send_fault(exchange, fault, error.headers)
         except Exception as error:
             route = scope.get("octavo.route", route)
-            fault = fault_from(error, exchange.id)
+            fault = fault_from(error, exchange.id, exchange.names)
             if self.service.draining and fault.code == "engine_restarting":
                 fault = unavailable("the server is shutting down", "shutting_down", 10)
             exchange.facts["code"] = fault.code

@@ -10,7 +10,7 @@ from octavo.server.exchange import Exchange, around, dumps_text
 from octavo.server.models import Resident
 from octavo.server.prepare import Prepared, prepare_chat
 from octavo.server.running import Piece, Running, collect
-from octavo.server.schema import ChatRequest, read
+from octavo.server.schema import ChatRequest
 from octavo.server.service import Service, fingerprint, usage_of
 from octavo.server.tokens_json import TokenNames, chat_logprobs
 from octavo.server.tools import grammar_fault
@@ -22,9 +22,10 @@ _PLACE = "\0"
 
 
 async def chat(service: Service, exchange: Exchange) -> None:
-    values, body = await exchange.json()
-    request, without_effect = read(ChatRequest, values)
-    service.note_ignored(exchange, without_effect)
+    request, body = await service.read(exchange, ChatRequest)
+    exchange.names = {"prompt_token_ids": "messages"}
+    if request.max_completion_tokens is not None:
+        exchange.names = {**exchange.names, "max_new_tokens": "max_completion_tokens"}
 
     async def work() -> None:
         async with service.running(exchange, request.model, body, request, prepare_chat) as (
@@ -37,7 +38,7 @@ async def chat(service: Service, exchange: Exchange) -> None:
             try:
                 await answer(exchange, about, running)
             except InvalidGrammarError as error:
-                raise grammar_fault(error, prepared.form) from None
+                raise grammar_fault(error, of_tools=bool(prepared.form.tools)) from None
 
     await exchange.answer(work())
 

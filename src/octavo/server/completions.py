@@ -9,16 +9,15 @@ from octavo.server.exchange import Exchange
 from octavo.server.models import Resident
 from octavo.server.prepare import Prepared, prepare_completion
 from octavo.server.running import Piece, Running, collect
-from octavo.server.schema import CompletionRequest, read
+from octavo.server.schema import CompletionRequest
 from octavo.server.service import Service, fingerprint, usage_of
 from octavo.server.tokens_json import TokenNames, completion_logprobs
 from octavo.types import TokenLogprob
 
 
 async def completions(service: Service, exchange: Exchange) -> None:
-    values, body = await exchange.json()
-    request, without_effect = read(CompletionRequest, values)
-    service.note_ignored(exchange, without_effect)
+    request, body = await service.read(exchange, CompletionRequest)
+    exchange.names = {"prompt_token_ids": "prompt"}
 
     async def work() -> None:
         async with service.running(exchange, request.model, body, request, prepare_completion) as (

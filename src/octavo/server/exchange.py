@@ -42,6 +42,8 @@ class Exchange:
         """Of the answer, once it has begun."""
         self.facts: dict[str, Any] = {}
         """Ids, counts and timings for the log."""
+        self.names: Mapping[str, str] = {}
+        """How this request calls our parameters, for errors: those of `octavo.settings`, and `prompt_token_ids`."""
         self._headers: dict[str, str] = {"x-request-id": self._echoed_id()}
         self._body_read = False
 
@@ -51,7 +53,9 @@ class Exchange:
         return next((v.decode("latin-1") for k, v in self.scope["headers"] if k == wanted), None)
 
     def add_header(self, name: str, value: str) -> None:
-        self._headers[name] = value
+        """A second value of a name is one more of its list."""
+        before = self._headers.get(name)
+        self._headers[name] = value if before is None else f"{before}, {value}"
 
     @property
     def key_id(self) -> str:

@@ -98,12 +98,14 @@ _STATUS: Mapping[type[OctavoError], tuple[int, str, str]] = {
 }
 _OF_LOADING = ("model_unavailable", "not_enough_memory")
 _RENAMED = {"max_new_tokens": "max_tokens", "json_schema": "response_format", "lark": "response_format"}
-"""Settings' names -> the API's."""
+"""Settings' names -> the API's, where a route does not call them otherwise."""
 _FLAG = re.compile(r"--(max-new-tokens|stop|raw)\b")
+_FOR_OPERATORS = re.compile(r",? or (raise|lower) --[a-z-]+")
 
 
-def fault_from(error: BaseException, request_id: str, *, names: Mapping[str, str] = _RENAMED) -> HttpFault:
-    """What a client is told of `error`. `names`: how this route calls our parameters."""
+def fault_from(error: BaseException, request_id: str, names: Mapping[str, str]) -> HttpFault:
+    """What a client is told of `error`. `names`: how this route calls our parameters, `prompt_token_ids` too."""
+    names = {**_RENAMED, **names}
     if isinstance(error, HttpFault):
         return error
     if not isinstance(error, OctavoError):
@@ -118,6 +120,11 @@ def fault_from(error: BaseException, request_id: str, *, names: Mapping[str, str
 
 def _known(error: OctavoError, status: int, kind: str, code: str, names: Mapping[str, str]) -> HttpFault:
     param = getattr(error, "parameter", "response_format" if code == "invalid_grammar" else None)
+    if isinstance(error, errors.ContextLengthError):
+        too_long = error.prompt_tokens >= error.context_tokens
+        param = "prompt_token_ids" if too_long else "max_new_tokens"
+    elif param is None and isinstance(error, errors.InvalidInputError):
+        param = names.get("prompt_token_ids")
     numbers = {
         name: getattr(error, name) for name in ("prompt_tokens", "context_tokens") if hasattr(error, name)
     }
@@ -129,6 +136,7 @@ def _known(error: OctavoError, status: int, kind: str, code: str, names: Mapping
         message, remedy = f"the model cannot be loaded: {error.code.replace('_', ' ')}", ""
     elif status >= 500:
         remedy = ""
+    remedy = _FOR_OPERATORS.sub("", remedy)
     if status == 400 and _FLAG.search(remedy):
         remedy = ""  # it speaks of flags, to someone who has none
     return HttpFault(

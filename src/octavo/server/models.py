@@ -13,20 +13,21 @@ import dataclasses
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from octavo.errors import NotEnoughMemoryError, OctavoError
+from octavo.errors import ModelNotFoundError, NotEnoughMemoryError, OctavoError
 from octavo.frontend import Frontend
-from octavo.output_filter import OutputFilter, load_filter
+from octavo.output_filter import load_filter
 from octavo.server import wire
+from octavo.server.confined import ConfinedFrontend
 from octavo.server.faults import HttpFault, unavailable
 from octavo.server.logs import without_paths
+from octavo.server.settings import LinkName
 from octavo.server.worker_link import WORKER_COMMAND, WorkerLink
 from octavo.settings import SamplingParams, Settings
-from octavo.types import ModelSource
 from octavo.units import readable_bytes
 
 State = Literal["unloaded", "loading", "ready", "restarting", "failed", "unloading", "closed"]
@@ -49,6 +50,8 @@ class ServedModel:
     settings: Settings
     sampling: SamplingParams
     """What holds where a request says nothing."""
+    fallback: ServedModel | None = None
+    """What answers under the same name where this one is missing or does not fit; announced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,17 @@ class Resident:
 
     served: ServedModel
     link: WorkerLink
-    frontend: Frontend
+    confined: ConfinedFrontend
     ready: wire.Ready
+
+    @property
+    def frontend(self) -> Frontend:
+        return self.confined.frontend
+
+    async def close(self) -> None:
+        """End the worker and the other children; its memory is back when this returns."""
+        self.confined.close()
+        await self.link.close()
 
 
 class _Entry:
@@ -124,16 +136,16 @@ class Models:
         memory_bytes: int = 0,
         idle_unload_seconds: float = 0,
         command: Sequence[str] = WORKER_COMMAND,
+        worker_link: LinkName = "auto",
     ) -> None:
-        self._filters = {
-            each.name: None if each.settings.filter is None else load_filter(each.settings.filter)
-            for each in served
-        }
+        filters = {each.settings.filter for first in served for each in _with_fallbacks(first)}
+        self._filters = {name: None if name is None else load_filter(name) for name in filters}
         self._entries = {each.name: _Entry(each) for each in served}
         self._names = {alias: each.name for each in served for alias in (*each.aliases, each.name)}
         self._memory_bytes = memory_bytes
         self._idle_unload_seconds = idle_unload_seconds
         self._command = command
+        self._worker_link = worker_link
         self._turn = asyncio.Lock()
         """Held by the load in progress; asyncio's lock is first come, first served."""
         self._changed = asyncio.Condition()
@@ -237,18 +249,20 @@ class Models:
             entry.loading.add_done_callback(_seen)
         return entry.loading
 
-    async def start(self, *, preload: bool) -> None:
-        """Load the first model in the background, and look after idle ones."""
-        if preload:
-            self._load_task(next(iter(self._entries.values())))
+    def start(self, *, preload: bool) -> asyncio.Task[Resident] | None:
+        """Look after idle models, and load the first in the background: the load, where there is one."""
         if self._idle_unload_seconds:
             self._spawn(self._unload_idle())
+        return self._load_task(next(iter(self._entries.values()))) if preload else None
 
     async def close(self) -> None:
         """End every worker; what they run ends with error events."""
         self._closing = True
         links = [entry.link for entry in self._entries.values() if entry.link is not None]
         await asyncio.gather(*(link.close() for link in links))
+        for entry in self._entries.values():
+            if entry.resident is not None:
+                entry.resident.confined.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -277,7 +291,7 @@ class Models:
                 if entry.state != "restarting":
                     entry.state = "loading"
                 entry.error = None
-                resident = await self._load_making_room(entry)
+                resident = await self._load_or_fall_back(entry)
         except OctavoError as error:
             entry.state, entry.error, entry.link = "failed", error, None
             _log.warning(
@@ -303,10 +317,27 @@ class Models:
                 min(_FIRST_PAUSE_SECONDS * 2 ** (entry.crashes_in_row - 2), _LONGEST_PAUSE_SECONDS)
             )
 
-    async def _load_making_room(self, entry: _Entry) -> Resident:
+    async def _load_or_fall_back(self, entry: _Entry) -> Resident:
+        """The model, or the first of its fallbacks that can be loaded, with a notice."""
+        notices: tuple[str, ...] = ()
+        served = entry.served
         while True:
             try:
-                return await self._load_once(entry)
+                resident = await self._load_making_room(entry, served)
+            except (ModelNotFoundError, NotEnoughMemoryError) as error:
+                if served.fallback is None:
+                    raise
+                instead = served.fallback.settings.model
+                notices += (f"{error.message}: the fallback {instead} answers in its place",)
+                served = served.fallback
+            else:
+                every = (*notices, *resident.ready.notices)
+                return dataclasses.replace(resident, ready=dataclasses.replace(resident.ready, notices=every))
+
+    async def _load_making_room(self, entry: _Entry, served: ServedModel) -> Resident:
+        while True:
+            try:
+                return await self._load_once(entry, served)
             except NotEnoughMemoryError as error:
                 # What the machine has is known only to the worker's plan; make room for what is missing.
                 missing = error.needed_bytes - error.available_bytes
@@ -315,20 +346,26 @@ class Models:
                     raise
                 await self._shrink(entry, taken - missing)
 
-    async def _load_once(self, entry: _Entry) -> Resident:
+    async def _load_once(self, entry: _Entry, served: ServedModel) -> Resident:
         async def make_room(needed_bytes: int) -> None:
             if self._memory_bytes:
                 await self._fit(entry, needed_bytes)
 
-        link = entry.link = WorkerLink(make_room, self._command)
+        link = entry.link = WorkerLink(make_room, self._command, self._worker_link)
         try:
-            ready = await link.load(_plain_settings(entry.served.settings))
-            frontend = await asyncio.to_thread(_frontend, ready, self._filters[entry.served.name])
+            ready = await link.load(_plain_settings(served.settings))
+            confined = ConfinedFrontend(ready, self._filters[served.settings.filter], self._worker_link)
+            try:
+                await asyncio.to_thread(confined.build)
+            except BaseException:
+                confined.close()
+                raise
+            link.end_with(confined.frontend.stop_token_ids)
         except BaseException:
             link.kill()
             await link.close()
             raise
-        return Resident(entry.served, link, frontend, ready)
+        return Resident(served, link, confined, ready)
 
     async def _fit(self, entry: _Entry, needed_bytes: int) -> None:
         """Make room within `memory_bytes`."""
@@ -392,7 +429,7 @@ class Models:
             raise
 
     async def _close_unloaded(self, entry: _Entry, resident: Resident) -> None:
-        await resident.link.close()
+        await resident.close()
         if entry.link is resident.link:
             entry.link = None
         if entry.state == "unloading":
@@ -422,7 +459,7 @@ class Models:
         self._notify()
         # The process may still be closing: its memory must be back before the next one plans.
         resident.link.kill()
-        await resident.link.close()
+        await resident.close()
         with contextlib.suppress(HttpFault):
             self._load_task(entry)
 
@@ -442,6 +479,13 @@ class Models:
         self._spawn(notify())
 
 
+def _with_fallbacks(served: ServedModel) -> Iterator[ServedModel]:
+    each: ServedModel | None = served
+    while each is not None:
+        yield each
+        each = each.fallback
+
+
 def _seen(task: asyncio.Task[Resident]) -> None:
     """A load nobody waits for any more has its error in the entry's state."""
     if not task.cancelled():
@@ -456,24 +500,3 @@ def _plain_settings(settings: Settings) -> Mapping[str, Any]:
         )
         if value is not None and name != "filter"
     }
-
-
-def _frontend(ready: wire.Ready, output_filter: OutputFilter | None) -> Frontend:
-    source = ModelSource(
-        location=ready.location,
-        revision=ready.revision,
-        naming="huggingface",
-        config=ready.config,
-        generation_config=ready.generation_config,
-        tokenizer=ready.tokenizer,
-        chat_template=ready.chat_template,
-        tensors={},
-        fingerprint=ready.fingerprint,
-    )
-    return Frontend(
-        source,
-        vocab_size=ready.vocab_size,
-        context_tokens=ready.context_tokens,
-        output_filter=output_filter,
-        check_grammars=False,  # in the worker: it can be killed, and this process has other clients
-    )

@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from octavo.errors import InvalidGrammarError
 from octavo.frontend import Frontend
 from octavo.generation import Generation
 from octavo.server.faults import bad_request, unsupported
@@ -17,7 +18,7 @@ from octavo.server.messages import plain_messages
 from octavo.server.models import Resident
 from octavo.server.schema import ChatRequest, CompletionRequest, ResponseFormat
 from octavo.server.settings import ServerSettings
-from octavo.server.tools import template_options, tool_use
+from octavo.server.tools import grammar_fault, reasoning_tokens, template_options, tool_use
 from octavo.settings import SamplingParams
 from octavo.text.answer import AnswerForm
 from octavo.text.tokenizer import Tokenizer
@@ -81,12 +82,17 @@ def prepare_chat(request: ChatRequest, model: Resident, limits: ServerSettings, 
             f"{model.served.name} has no chat template: use /v1/completions, or an instruct model",
             code="chat_template_missing",
         )
-    first, form = frontend.answer(
-        messages,
-        frontend.check_params(params),
-        use=tool_use(request, model),
-        options=template_options(request, frontend.template),
-    )
+    use = tool_use(request, model)
+    try:
+        first, form = frontend.answer(
+            messages,
+            frontend.check_params(params),
+            use=use,
+            options=template_options(request, frontend.template),
+            reasoning_tokens=reasoning_tokens(request, model),
+        )
+    except InvalidGrammarError as error:
+        raise grammar_fault(error, of_tools=bool(use.tools)) from None
     generations = first.of_choices(n)
     requests = tuple(_salted(each.begin(), salt, request.cache_salt) for each in generations)
     return Prepared(generations, requests, n, form=form, tokenizer=frontend.tokenizer)

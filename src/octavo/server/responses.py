@@ -17,7 +17,7 @@ from octavo.server.models import Resident
 from octavo.server.prepare import Prepared, prepare_chat
 from octavo.server.response_items import Event, Items
 from octavo.server.running import Piece, Running, collect
-from octavo.server.schema import ChatMessage, ChatRequest, InputItem, ResponsesRequest, read
+from octavo.server.schema import ChatMessage, ChatRequest, InputItem, ResponsesRequest
 from octavo.server.service import Service, usage_of
 from octavo.server.tools import grammar_fault
 from octavo.types import FinishReason
@@ -40,11 +40,14 @@ _RENAMED = {"reasoning_effort": "reasoning.effort", "response_format": "text.for
 
 
 async def responses(service: Service, exchange: Exchange) -> None:
-    values, body = await exchange.json()
-    request, without_effect = read(ResponsesRequest, values)
+    request, body = await service.read(exchange, ResponsesRequest)
     if isinstance(request.input, list) and any(item.type == "reasoning" for item in request.input):
-        without_effect += ("input.reasoning",)  # as reasoning_content of chat completions
-    service.note_ignored(exchange, without_effect)
+        service.note_ignored(exchange, ("input.reasoning",))  # as reasoning_content of chat completions
+    exchange.names = {
+        "prompt_token_ids": "input",
+        "max_new_tokens": "max_output_tokens",
+        "json_schema": "text.format",
+    }
     chat = as_chat(request)
 
     async def work() -> None:
@@ -63,7 +66,7 @@ async def responses(service: Service, exchange: Exchange) -> None:
                     exchange.facts.update(usage_of(prepared, [piece]))
                     await exchange.send_json(200, answer.whole(piece))
             except InvalidGrammarError as error:
-                raise grammar_fault(error, prepared.form) from None
+                raise grammar_fault(error, of_tools=bool(prepared.form.tools)) from None
 
     try:
         await exchange.answer(work())
@@ -97,7 +100,7 @@ def as_chat(request: ResponsesRequest) -> ChatRequest:
         tools=None if request.tools is None else [_tool(n, tool) for n, tool in enumerate(request.tools)],
         tool_choice=_tool_choice(request.tool_choice),
         parallel_tool_calls=request.parallel_tool_calls,
-        reasoning_effort=_effort(request.reasoning),
+        reasoning=request.reasoning,
         response_format=None if text_format is None else text_format.as_chat(),
     )
 
@@ -156,16 +159,6 @@ def _tool_choice(choice: str | Mapping[str, Any] | None) -> str | dict[str, Any]
     )
 
 
-def _effort(reasoning: Mapping[str, Any] | None) -> Any:
-    for name, value in (reasoning or {}).items():
-        if name != "effort" and value is not None:
-            raise unsupported(f"reasoning.{name[:40]}", "reasoning is given whole; only effort is")
-    effort = (reasoning or {}).get("effort")
-    if effort is not None and not isinstance(effort, str):
-        raise bad_request("reasoning.effort must be a string", param="reasoning.effort")
-    return effort
-
-
 class _Answer:
     """The response object as it grows."""
 
@@ -206,7 +199,10 @@ class _Answer:
             "output": [],
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": (request.reasoning or {}).get("effort"), "summary": None},
+            "reasoning": {
+                "effort": None if request.reasoning is None else request.reasoning.effort,
+                "summary": None,
+            },
             "store": False,
             "temperature": sampling.temperature,
             "text": {"format": {"type": "text"}}

@@ -11,17 +11,27 @@ from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 
-from octavo.errors import DeviceError
+from octavo.errors import (
+    DeviceError,
+    IncompatibleModelError,
+    ModelNotFoundError,
+    OctavoError,
+    ResourceError,
+    UsageError,
+)
 from octavo.server.access import NO_KEYS, Keys
 from octavo.server.app import App
 from octavo.server.http_protocol import protocol_class
-from octavo.server.models import Models, ServedModel
+from octavo.server.models import Models, Resident, ServedModel
 from octavo.server.service import Service
 from octavo.server.settings import ServerSettings
 from octavo.server.worker_link import WORKER_COMMAND
 
 _ABORT_SECONDS = 1.5
 """What aborted requests get to send their last event."""
+
+_NEVER = (ModelNotFoundError, IncompatibleModelError, ResourceError, DeviceError, UsageError)
+"""What trying again will not change while the server runs."""
 
 _log = logging.getLogger("octavo.server")
 
@@ -52,6 +62,7 @@ class Server:
             memory_bytes=settings.memory_bytes,
             idle_unload_seconds=settings.idle_unload_seconds,
             command=command,
+            worker_link=settings.worker_link,
         )
         self.service = Service(settings, models)
         self.app = App(self.service, keys, admin_keys)
@@ -73,23 +84,36 @@ class Server:
         )
         self._stopping: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
+        self._hopeless: OctavoError | None = None
+        """Why the only model, which was to be loaded at the start, never can be."""
 
     async def run(self, started: Callable[[int], None]) -> None:
         """Serve until `stop`. `started` is called with the port, once it listens.
 
-        Raises DeviceError where the address is taken.
+        Raises DeviceError where the address is taken, and what loading raised where the only model can never be
+        loaded. One of several may go missing: /ready says so.
         """
         try:
-            await self.service.models.start(preload=self._settings.preload)
+            preloading = self.service.models.start(preload=self._settings.preload)
+            if preloading is not None and len(self.service.models.names) == 1:
+                preloading.add_done_callback(self._note_load)
             serving = asyncio.create_task(self._serve())
             while not (self._uvicorn.started or serving.done()):
                 await asyncio.sleep(0.005)
             if self._uvicorn.started:
                 started(self._port())
             await serving
+            if self._hopeless is not None:
+                raise self._hopeless
         finally:
             await self.service.models.close()
             self.service.threads.shutdown(wait=False, cancel_futures=True)
+
+    def _note_load(self, preloading: asyncio.Task[Resident]) -> None:
+        error = None if preloading.cancelled() else preloading.exception()
+        if isinstance(error, _NEVER) and self._stopping is None:
+            self._hopeless = error
+            self.stop()
 
     async def _serve(self) -> None:
         try:
@@ -155,5 +179,8 @@ async def _until_signalled(
     server = Server(settings, served, keys, admin_keys=admin_keys, command=command)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
+        try:
+            loop.add_signal_handler(number, server.stop)
+        except NotImplementedError:  # Windows' loops have no such thing
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(server.stop))
     await server.run(started)

@@ -1,8 +1,7 @@
 """Every child process of the server: started here with its caps, killed here, and gone when the server is.
 
-A child inherits one end of a socket pair and nothing else: no other descriptor, no standard input, and an
+A child gets its end of `octavo.server.link` and nothing else: no other descriptor, no standard input, and an
 environment without secrets. It ends by itself when the other end closes, so also when the server is killed.
-Where there are no socket pairs to inherit (Windows) nothing can be started; `octavo serve` says so.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from octavo.errors import DeviceError
+from octavo.server.link import offer
+from octavo.server.settings import LinkName
 
 _SECRETS = ("OCTAVO_API_KEY", "OCTAVO_ADMIN_KEY")
 """Variables that are the server's alone."""
@@ -27,7 +27,8 @@ _CAPPED = ("-m", "octavo.server.capped")
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """0: no limit but the machine's."""
+    """Of a whole process; 0: no limit but the machine's. What one question to a warm child may cost is
+    `octavo.server.child`'s."""
 
     memory_bytes: int = 0
     """Address space: only for children that map no model."""
@@ -58,9 +59,13 @@ class Child:
 
     def kill(self) -> None:
         """End it and whatever it started, now. No effect on one that has ended."""
-        if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+        if self.process.poll() is not None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.name == "posix":
                 os.killpg(self.process.pid, 9)
+            else:
+                self.process.kill()
 
     async def end(self, grace_seconds: float = _GRACE_SECONDS) -> None:
         """Wait for it to end by itself, then kill it."""
@@ -72,40 +77,40 @@ class Child:
             await self.wait()
 
 
-def start(command: Sequence[str], caps: Caps = NO_CAPS, *, quiet: bool = False) -> Child:
-    """Start `command`, a Python module or script and its arguments, with the socket's number as the last one.
+def start(
+    command: Sequence[str], caps: Caps = NO_CAPS, *, quiet: bool = False, link: LinkName = "auto"
+) -> Child:
+    """Start `command`, a Python module or script and its arguments, with what `link.connect` takes as the last one.
 
-    Raises OSError where the system cannot start it, DeviceError where it has no way to.
+    Raises OSError where the system cannot start it, DeviceError where it does not connect. Blocks.
     """
-    if os.name != "posix":
-        raise DeviceError(
-            "octavo serve needs a POSIX system: its workers inherit a socket",
-            remedy="Run it on Linux, macOS or in WSL.",
-        )
-    ours, theirs = socket.socketpair()
+    place = offer(link)
+    process: subprocess.Popen[bytes] | None = None
     try:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                *_CAPPED,
-                str(caps.memory_bytes),
-                str(caps.cpu_seconds),
-                *command,
-                str(theirs.fileno()),
-            ],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, *_wrapping(caps), *command, place.argument],
+            stdin=place.standard_input,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL if quiet else None,
-            pass_fds=(theirs.fileno(),),
+            pass_fds=place.descriptors,
             env=_environment(os.environ),
             start_new_session=True,  # a group of its own: Ctrl-C is the server's, and `kill` reaches all of it
         )
+        return Child(process, place.accept(process))
     except BaseException:
-        ours.close()
+        if process is not None:
+            process.kill()
+            process.wait()
         raise
     finally:
-        theirs.close()
-    return Child(process, ours)
+        place.close()
+
+
+def _wrapping(caps: Caps) -> tuple[str, ...]:
+    """Windows has no resource limits: a child there is only ever killed."""
+    if os.name != "posix":
+        return ()
+    return (*_CAPPED, str(caps.memory_bytes), str(caps.cpu_seconds))
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:

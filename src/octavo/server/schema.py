@@ -21,7 +21,7 @@ from pydantic import (
     ValidationError,
 )
 
-from octavo.server.faults import HttpFault, bad_request
+from octavo.server.faults import HttpFault, bad_request, unsupported
 from octavo.validate.values import suggestion
 
 Support = Literal["honoured", "refused", "ignored"]
@@ -115,36 +115,58 @@ class ResponseFormat(_Strict):
     grammar: StrictStr | None = None
 
 
+class Reasoning(_Strict):
+    effort: StrictStr | None = None
+    max_tokens: StrictInt | None = None
+    summary: StrictStr | None = refused("thoughts are given as they are")
+    generate_summary: StrictStr | None = refused("thoughts are given as they are")
+
+
 # --- requests ------------------------------------------------------------------------------------------
 
 
 class _Sampled(_Strict):
-    """What chat and completions have in common."""
+    """What all routes that generate have in common."""
 
     model: StrictStr = honoured("a name of /v1/models", default=...)
     temperature: Number | None = honoured("0 to 100; 0 is greedy")
     top_p: Number | None = honoured("above 0, at most 1")
     top_k: StrictInt | None = honoured("0 is off")
     min_p: Number | None = honoured("0 to 1")
-    repetition_penalty: Number | None = honoured("above 0, at most 10; 1 is off")
-    presence_penalty: Number | None = honoured("-2 to 2")
-    frequency_penalty: Number | None = honoured("-2 to 2")
-    logit_bias: dict[str, Number] | None = honoured("token id -> -100 to 100")
-    n: StrictInt | None = honoured("choices for each prompt")
     seed: StrictInt | None = honoured("same seed, same tokens; a negative one counts modulo 2**64")
     stop: StrictStr | list[StrictStr] | None = honoured("up to 16 strings of up to 256 characters")
-    stop_token_ids: list[StrictInt] | None = honoured("more ids to stop at")
-    ignore_eos: StrictBool | None = honoured("go on past the model's own stop tokens")
-    stream: StrictBool | None = honoured("server-sent events")
-    stream_options: StreamOptions | None = honoured("include_usage; include_obfuscation has no effect")
-    response_format: ResponseFormat | None = honoured("text, json_object, json_schema, regex, grammar (Lark)")
+    stream: StrictBool | None = honoured("server-sent events; of /v1/responses named, and numbered in order")
     cache_salt: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = honoured(
         "separates prefix reuse further than the API key does"
     )
     user: StrictStr | None = ignored("no accounts here")
 
 
-class ChatRequest(_Sampled):
+class _Chosen(_Sampled):
+    """What chat and completions have in common."""
+
+    repetition_penalty: Number | None = honoured("above 0, at most 10; 1 is off")
+    presence_penalty: Number | None = honoured("-2 to 2")
+    frequency_penalty: Number | None = honoured("-2 to 2")
+    logit_bias: dict[str, Number] | None = honoured("token id -> -100 to 100")
+    n: StrictInt | None = honoured("choices for each prompt")
+    stop_token_ids: list[StrictInt] | None = honoured("more ids to stop at")
+    ignore_eos: StrictBool | None = honoured("go on past the model's own stop tokens")
+    stream_options: StreamOptions | None = honoured("include_usage; include_obfuscation has no effect")
+    response_format: ResponseFormat | None = honoured("text, json_object, json_schema, regex, grammar (Lark)")
+
+
+class _Conversed(_Sampled):
+    """What chat and responses have in common."""
+
+    parallel_tool_calls: StrictBool | None = honoured("false: calls after the first are dropped")
+    service_tier: StrictStr | None = ignored("there is one tier")
+    safety_identifier: StrictStr | None = ignored("no accounts here")
+    prompt_cache_key: StrictStr | None = ignored("equal prefixes are found without it")
+    prompt_cache_retention: StrictStr | None = ignored("kept as long as there is room")
+
+
+class ChatRequest(_Chosen, _Conversed):
     """POST /v1/chat/completions"""
 
     messages: list[ChatMessage] = honoured(
@@ -156,20 +178,22 @@ class ChatRequest(_Sampled):
     top_logprobs: StrictInt | None = honoured("0 to 20 alternatives, with logprobs")
     tools: list[dict[str, Any]] | None = honoured(
         "functions, where the model's template shows them and its syntax of calls is known (Hermes and Qwen 2.5 and 3, "
-        "Llama 3, Mistral); where one is strict, the arguments of all calls follow their schemas"
+        "Llama 3, Mistral); arguments follow their schemas where that can be had, surely where one is strict"
     )
     tool_choice: StrictStr | dict[str, Any] | None = honoured(
         '"auto"; "none" shows no tool to the model; with "required" or a function\'s name calls are forced, and their '
         "arguments follow their schemas"
     )
-    parallel_tool_calls: StrictBool | None = honoured("false: calls after the first are dropped")
     reasoning_effort: StrictStr | None = honoured(
         'where the model\'s template knows it; "none" also where it knows enable_thinking'
     )
     chat_template_kwargs: dict[str, Any] | None = honoured(
         "enable_thinking, thinking, preserve_thinking, reasoning_effort, as far as the model's template knows them"
     )
-    reasoning_budget: StrictInt | None = refused("thinking is not cut; reasoning_effort may shorten it")
+    reasoning_budget: StrictInt | None = honoured(
+        "most tokens of reasoning, where the model thinks: its end is then written for it; 0 is none"
+    )
+    reasoning: Reasoning | None = honoured("effort and max_tokens: reasoning_effort and reasoning_budget")
     chat_template: StrictStr | None = refused("templates come with the model only")
     functions: list[dict[str, Any]] | None = refused("deprecated by OpenAI; use tools")
     function_call: StrictStr | dict[str, Any] | None = refused("deprecated by OpenAI; use tool_choice")
@@ -180,13 +204,9 @@ class ChatRequest(_Sampled):
     verbosity: StrictStr | None = refused("no model here knows it; say it in a message")
     metadata: dict[str, Any] | None = ignored("nothing is stored")
     store: StrictBool | None = ignored("nothing is stored")
-    service_tier: StrictStr | None = ignored("there is one tier")
-    safety_identifier: StrictStr | None = ignored("no accounts here")
-    prompt_cache_key: StrictStr | None = ignored("equal prefixes are found without it")
-    prompt_cache_retention: StrictStr | None = ignored("kept as long as there is room")
 
 
-class CompletionRequest(_Sampled):
+class CompletionRequest(_Chosen):
     """POST /v1/completions"""
 
     prompt: StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]] = honoured(
@@ -236,49 +256,32 @@ class ResponseText(_Strict):
     verbosity: StrictStr | None = ignored("no model here knows it; say it in a message")
 
 
-class ResponsesRequest(_Strict):
+class ResponsesRequest(_Conversed):
     """POST /v1/responses"""
 
-    model: StrictStr = honoured("a name of /v1/models", default=...)
     input: StrictStr | list[InputItem] = honoured(
         "text, or items: messages, function_call and function_call_output; reasoning items have no effect",
         default=...,
     )
     instructions: StrictStr | None = honoured("a system message in front")
     max_output_tokens: StrictInt | None = honoured("default: what is left of the context")
-    temperature: Number | None = honoured("0 to 100; 0 is greedy")
-    top_p: Number | None = honoured("above 0, at most 1")
-    top_k: StrictInt | None = honoured("0 is off; not OpenAI's")
-    min_p: Number | None = honoured("0 to 1; not OpenAI's")
-    seed: StrictInt | None = honoured("same seed, same tokens; not OpenAI's")
-    stop: StrictStr | list[StrictStr] | None = honoured("up to 16 strings; not OpenAI's")
-    stream: StrictBool | None = honoured("named events, numbered in order")
     text: ResponseText | None = honoured("format text, json_object or json_schema; verbosity has no effect")
-    tools: list[dict[str, Any]] | None = honoured(
-        "functions only, as in chat completions; strict where it says so, which is not the default here"
-    )
+    tools: list[dict[str, Any]] | None = honoured("functions only, as in chat completions")
     tool_choice: StrictStr | dict[str, Any] | None = honoured("as in chat completions")
-    parallel_tool_calls: StrictBool | None = honoured("false: calls after the first are dropped")
     truncation: StrictStr | None = honoured('only "disabled": prompts are never cut')
     store: StrictBool | None = honoured("only false: nothing is kept")
     background: StrictBool | None = honoured("only false")
-    cache_salt: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = honoured(
-        "separates prefix reuse further than the API key does"
-    )
     previous_response_id: StrictStr | None = refused("nothing is kept between requests: send the whole input")
     conversation: StrictStr | dict[str, Any] | None = refused("nothing is kept between requests")
     include: list[StrictStr] | None = refused("there is nothing more to include")
     prompt: dict[str, Any] | None = refused("there are no stored prompts")
-    reasoning: dict[str, Any] | None = honoured("effort, as reasoning_effort of chat completions")
+    reasoning: Reasoning | None = honoured(
+        "effort and max_tokens: reasoning_effort and reasoning_budget of chat completions; no summaries"
+    )
     top_logprobs: StrictInt | None = refused("use /v1/chat/completions for logprobs")
     max_tool_calls: StrictInt | None = ignored("it counts the server's own tools, and there are none")
     stream_options: StreamOptions | None = ignored("usage comes with the last event anyway")
     metadata: dict[str, Any] | None = honoured("given back as it is")
-    user: StrictStr | None = ignored("no accounts here")
-    service_tier: StrictStr | None = ignored("there is one tier")
-    safety_identifier: StrictStr | None = ignored("no accounts here")
-    prompt_cache_key: StrictStr | None = ignored("equal prefixes are found without it")
-    prompt_cache_retention: StrictStr | None = ignored("kept as long as there is room")
 
 
 class TokenizeRequest(_Strict):
@@ -309,13 +312,18 @@ def read(cls: type[ModelT], body: Mapping[str, Any]) -> tuple[ModelT, tuple[str,
         request = cls.model_validate(body)
     except ValidationError as error:
         raise _explained(cls, error) from None
-    for name, value in body.items():
-        field = cls.model_fields[name]
-        if support_of(field) == "refused" and value not in (None, [], {}):
-            raise HttpFault(
-                400, f"{name} is not supported: {field.description}", "unsupported_parameter", param=name
-            )
+    _refuse(request, "")
     return request, tuple(dict.fromkeys(_without_effect(request, "")))
+
+
+def _refuse(part: BaseModel, path: str) -> None:
+    """Raises HttpFault for a field that was given and is refused."""
+    for name, field in type(part).model_fields.items():
+        value, here = getattr(part, name), f"{path}.{name}" if path else name
+        if support_of(field) == "refused" and value not in (None, [], {}):
+            raise unsupported(here, str(field.description))
+        if isinstance(value, BaseModel):
+            _refuse(value, here)
 
 
 def _without_effect(part: object, path: str) -> Iterator[str]:

@@ -17,6 +17,7 @@ from octavo.server.metrics import Metrics
 from octavo.server.models import Models, Resident
 from octavo.server.prepare import Prepared
 from octavo.server.running import Piece, Running
+from octavo.server.schema import ModelT, read
 from octavo.server.settings import ServerSettings
 from octavo.server.tokens_json import reasoning_tokens
 from octavo.server.worker_link import WorkerLostError
@@ -38,6 +39,13 @@ class Service:
         self.started = int(time.time())
         self.draining = False
         self.threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="octavo-prepare")
+
+    async def read(self, exchange: Exchange, cls: type[ModelT]) -> tuple[ModelT, bytes]:
+        """The request, and its body's bytes; what has no effect is in the answer's header. Raises HttpFault."""
+        values, body = await exchange.json()
+        request, without_effect = read(cls, values)
+        self.note_ignored(exchange, without_effect)
+        return request, body
 
     @contextlib.asynccontextmanager
     async def running(

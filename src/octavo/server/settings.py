@@ -1,7 +1,8 @@
-"""How to serve: `ServerSettings`, whose fields are flags of `octavo serve` and are shown in /v1/models/{id}.
+"""How to serve: `ServerSettings`, whose fields are flags, OCTAVO_* variables and keys of [serve] in octavo.toml.
 
-Frozen; 0 switches a time limit off. Which models to serve is `octavo.cli.serve`'s, how each is loaded is
-`octavo.settings.Settings`. Ranges are checked here, since the one validator knows nothing of serving.
+Frozen; the limits are shown in /v1/models/{id}; 0 switches a time limit off. Which models to serve is
+`octavo.cli.serve`'s, how each is loaded is `octavo.settings.Settings`. Ranges are checked here, since the one
+validator knows nothing of serving.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import dataclasses
 import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from octavo.errors import InvalidParameterError, UsageError
+
+LinkName = Literal["auto", "inherited", "loopback"]
+"""Between two processes; auto: inherited where the system can."""
 
 
 def _option(default: Any, help: str, *, least: float = 0, limit: bool = False) -> Any:
@@ -25,7 +29,7 @@ def _limit(default: float, help: str, *, least: float = 1) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerSettings:
-    """Every field has a flag of its name."""
+    """Every field has a flag of its name, a variable and a key."""
 
     host: str = _option("127.0.0.1", "Address to listen on; any but loopback needs --api-key-file.")
     port: int = _option(8000, "Port; 0 takes a free one.")
@@ -38,6 +42,10 @@ class ServerSettings:
     preload: bool = _option(True, "Load the first model at the start instead of with its first request.")
     memory_bytes: int = _option(0, "Most bytes all loaded models may take together [default: what is free].")
     idle_unload_seconds: float = _option(0, "Unload a model not used for this long [default: never].")
+    worker_link: LinkName = _option(
+        "auto",
+        "Between processes: auto, inherited (a socket pair), or loopback (TCP with a token, where there are no pairs).",
+    )
     drain_seconds: float = _option(30, "On SIGTERM, time for running requests to finish.")
 
     max_body_bytes: int = _limit(8 << 20, "Bytes of a request's body.")

@@ -1,10 +1,10 @@
-"""What front and worker say to each other: frozen dataclasses as msgpack in frames, each checked as it comes in.
+"""What processes say to each other: frozen dataclasses as msgpack in frames, each checked as it comes in.
 
 A frame is 4 bytes of length (big endian) and one msgpack array [kind, fields]; an event that is a token and nothing
 else, as most are, is the pair [key, token]. Nothing here can run code: never pickle, no extension types, a bounded
 length, and each field is checked against its annotation. Errors travel as
 their class's name and numbers (`Fault`), and become the same class again. Who reads when is the business of
-`octavo.server.worker` and `octavo.server.worker_link`.
+`octavo.server.worker` and `octavo.server.worker_link`, `octavo.server.child` and `octavo.server.warm_children`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgpack
-from pydantic import TypeAdapter, ValidationError
 
 from octavo import errors
 from octavo.errors import OctavoError
-from octavo.types import FinishReason, Request, TokenEvent, TokenizerSource, TokenLogprob
+from octavo.types import FinishReason, Grammar, Request, TokenEvent, TokenizerSource, TokenLogprob
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 MAX_FRAME_BYTES = 128 << 20
 """A model's tokenizer, the largest message, takes tens of megabytes."""
@@ -47,6 +49,13 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class Proceed:
     """The answer to `Planned`: there is room, load it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Sent once, when the model is loaded: what ends a text, also by its template, which the worker does not run."""
+
+    token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +180,65 @@ class Facts:
     facts: Mapping[str, Any]
 
 
-ToWorker: TypeAlias = Load | Proceed | Submit | Cancel | AskFacts | Close
+# --- to a warm child -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """The first message to a child that renders: the source of a chat template."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Render:
+    """The fields of `octavo.text.template_rendering.Rendering`, as JSON. Answered by `Rendered`."""
+
+    asked: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The first message to a child that compiles grammars: for which vocabulary."""
+
+    tokenizer: TokenizerSource
+    vocab_size: int
+    end_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Answered by `Done` where it compiles."""
+
+    grammar: Grammar
+
+
+# --- from a warm child -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """`octavo.text.provenance.TemplateText`."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Nothing is to be said against it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """In place of the answer."""
+
+    fault: Fault
+
+
+ToChild: TypeAlias = Template | Render | Vocabulary | Check
+FromChild: TypeAlias = Rendered | Done | Refused
+ToWorker: TypeAlias = Load | Proceed | Ends | Submit | Cancel | AskFacts | Close
 FromWorker: TypeAlias = Loading | Planned | Ready | Failed | Events | Facts
 
 _KINDS: Mapping[str, type] = {
@@ -179,6 +246,7 @@ _KINDS: Mapping[str, type] = {
     for kind in (
         Load,
         Proceed,
+        Ends,
         Submit,
         Cancel,
         AskFacts,
@@ -189,6 +257,13 @@ _KINDS: Mapping[str, type] = {
         Failed,
         Events,
         Facts,
+        Template,
+        Render,
+        Vocabulary,
+        Check,
+        Rendered,
+        Done,
+        Refused,
     )
 }
 
@@ -209,7 +284,7 @@ def event_of(key: int, event: TokenEvent) -> Event:
 # --- messages <-> bytes --------------------------------------------------------------------------------
 
 
-def encode(message: ToWorker | FromWorker) -> bytes:
+def encode(message: ToWorker | FromWorker | ToChild | FromChild) -> bytes:
     """A whole frame. Raises WireError where it would be too long, or holds what cannot travel."""
     fields = {"events": [_row(event) for event in message.events]} if isinstance(message, Events) else message
     try:
@@ -233,6 +308,8 @@ def frame_length(head: bytes) -> int:
 
 def decode(body: bytes) -> Any:
     """The message in a frame's body. Raises WireError for anything that is none."""
+    from pydantic import ValidationError
+
     try:
         kind, fields = msgpack.unpackb(body, raw=False, strict_map_key=False)
         cls = _KINDS[kind]
@@ -244,6 +321,13 @@ def decode(body: bytes) -> Any:
         return _adapter(cls).validate_python(fields)
     except (ValidationError, ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
         raise WireError(f"not a message: {type(error).__name__}") from error
+
+
+def decode_trusted(body: bytes) -> Any:
+    """`decode` without a look at the fields, for messages of plain fields from the process that started this one:
+    a child that has to start quickly need not import what checks them."""
+    kind, fields = msgpack.unpackb(body, raw=False, strict_map_key=False)
+    return _KINDS[kind](**fields)
 
 
 def _row(event: Event) -> Any:
@@ -295,17 +379,10 @@ def _fields(cls: type) -> tuple[tuple[str, Any], ...]:
 
 @functools.cache
 def _adapter(cls: type) -> TypeAdapter[Any]:
-    import numpy as np
+    import numpy as np  # noqa: F401  (annotations of octavo.types name it, and pydantic looks for it here)
+    from pydantic import TypeAdapter
 
-    adapter: TypeAdapter[Any] = TypeAdapter(cls, config=None)
-    adapter.rebuild(raise_errors=True, _types_namespace={**vars(_types()), **globals(), "np": np})
-    return adapter
-
-
-def _types() -> Any:
-    from octavo import types
-
-    return types
+    return TypeAdapter(cls)
 
 
 # --- errors <-> faults -----------------------------------------------------------------------------------

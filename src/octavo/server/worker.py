@@ -1,4 +1,4 @@
-"""One model in a process of its own: `python -m octavo.server.worker FD`. Loads it, steps it, sends its events.
+"""One model in a process of its own: `python -m octavo.server.worker LINK`. Loads it, steps it, sends its events.
 
 Synchronous. Four threads: this one loads and answers, the driver's steps the engine, the inbox's reads, so that a
 front that goes away is noticed during a load too, and the outbox's writes, so that one that is slow to read never
@@ -24,6 +24,7 @@ from typing import Any
 
 from octavo.backends.base import Backend
 from octavo.backends.driver import Driver
+from octavo.engine.hooks import Constraint
 from octavo.errors import (
     ClosedError,
     IncompatibleModelError,
@@ -33,8 +34,10 @@ from octavo.errors import (
 )
 from octavo.frontend import Frontend
 from octavo.server import wire
+from octavo.server.link import connect
 from octavo.server.logs import log_to_stderr
 from octavo.settings import Settings
+from octavo.text.grammar import Grammars
 from octavo.types import FinishReason, Grammar, ModelSource, Progress, TokenEvent
 from octavo.version import __version__
 
@@ -48,6 +51,10 @@ _MOST_EVENTS = 4096
 _log = logging.getLogger("octavo.server")
 
 
+def _nothing_to_end(token_ids: Sequence[int]) -> None:
+    """Of a model that takes no grammars."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """What a loader gives: the backend, where its model came from, and facts to show."""
@@ -57,6 +64,8 @@ class LoadedModel:
     max_sequences: int
     facts: Mapping[str, Any]
     notices: tuple[str, ...] = ()
+    end_with: Callable[[Sequence[int]], None] = _nothing_to_end
+    """Called once, before any request: what ends a text that follows a grammar."""
 
 
 Loader = Callable[[Settings, Progress, Callable[[int], None]], LoadedModel]
@@ -264,7 +273,7 @@ def serve(connection: socket.socket, load: Loader) -> int:
     inbox.loaded()
     threading.Thread(target=_end_with, args=(driver, outbox), name="octavo-watch", daemon=True).start()
     try:
-        return _answer(inbox, driver, outbox)
+        return _answer(inbox, driver, outbox, model.end_with)
     finally:
         driver.close()
         outbox.flush(2)
@@ -277,7 +286,7 @@ def _end_with(driver: Driver, outbox: Outbox) -> None:
         os._exit(BROKEN)
 
 
-def _answer(inbox: Inbox, driver: Driver, outbox: Outbox) -> int:
+def _answer(inbox: Inbox, driver: Driver, outbox: Outbox, end_with: Callable[[Sequence[int]], None]) -> int:
     requests = Requests(driver, outbox)
     outbox.unsendable = requests.cancel
     while True:
@@ -290,6 +299,8 @@ def _answer(inbox: Inbox, driver: Driver, outbox: Outbox) -> int:
                 requests.submit(message)
             case wire.Cancel():
                 requests.cancel(message.key)
+            case wire.Ends():
+                end_with(message.token_ids)
             case wire.AskFacts():
                 outbox.put(wire.Facts(wire.finite({**driver.backend.info(), "process": _own_memory()})))
             case wire.Close():
@@ -326,6 +337,31 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     return Settings(**given)
 
 
+class WorkerGrammars:
+    """Grammars, once it is known which tokens end a text."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        self._frontend = frontend
+        self._grammars: Grammars | None = None
+
+    def end_with(self, token_ids: Sequence[int]) -> None:
+        """Reads the vocabulary: now, not between two tokens of someone."""
+        self._grammars = Grammars(
+            self._frontend.require_tokenizer(),
+            vocab_size=self._frontend.vocab_size,
+            end_token_ids=token_ids,
+        )
+        with contextlib.suppress(
+            InvalidGrammarError
+        ):  # a model without an end refuses each grammar by itself
+            self._grammars.read_vocabulary()
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """As `octavo.text.grammar.Grammars.constraint`."""
+        assert self._grammars is not None, "the front says what ends a text before it sends requests"
+        return self._grammars.constraint(grammar)
+
+
 def load_model(settings: Settings, progress: Progress, planned: Callable[[int], None]) -> LoadedModel:
     """The real thing: `octavo.loading`, with the plan's bytes told before anything is taken."""
     from octavo.load_facts import load_facts, load_notices
@@ -334,16 +370,13 @@ def load_model(settings: Settings, progress: Progress, planned: Callable[[int], 
     model = plan_model(settings, progress=progress)
     planned(sum(pool.needed_bytes for pool in model.plan.pools))
     plan, source = model.plan, model.source
-    # The front's twin: here only for the grammars that the engine follows.
-    frontend = Frontend(source, vocab_size=model.spec.vocab_size, context_tokens=plan.context.tokens)
-    grammars = frontend.grammars
-    if grammars is not None:
-        with contextlib.suppress(
-            InvalidGrammarError
-        ):  # a model without an end refuses each grammar by itself
-            grammars.check(
-                Grammar("regex", "a")
-            )  # reads the vocabulary now, not between two tokens of someone
+    # The front's twin, without the template: the front knows what that ends a turn with.
+    frontend = Frontend(
+        dataclasses.replace(source, chat_template=None),
+        vocab_size=model.spec.vocab_size,
+        context_tokens=plan.context.tokens,
+    )
+    grammars = None if frontend.tokenizer is None else WorkerGrammars(frontend)
     loaded = load_backend(
         model, compile_grammar=None if grammars is None else grammars.constraint, progress=progress
     )
@@ -353,7 +386,8 @@ def load_model(settings: Settings, progress: Progress, planned: Callable[[int], 
         "weights_bytes": plan.packed_bytes,
     }
     notices = load_notices(model, frontend.notices, loaded)
-    return LoadedModel(loaded.backend, source, plan.config.max_slots, facts, notices)
+    end_with = _nothing_to_end if grammars is None else grammars.end_with
+    return LoadedModel(loaded.backend, source, plan.config.max_slots, facts, notices, end_with)
 
 
 def _own_memory() -> Mapping[str, int]:
@@ -368,13 +402,11 @@ def _own_memory() -> Mapping[str, int]:
 
 
 def main(arguments: list[str], load: Loader = load_model) -> int:
-    """`arguments`: the number of the inherited socket."""
+    """`arguments`: what `octavo.server.link.connect` takes."""
     log_to_stderr()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front's to handle: it drains
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    connection = socket.socket(fileno=int(arguments[0]))
-    os.set_inheritable(connection.fileno(), False)
-    return serve(connection, load)
+    return serve(connect(arguments[0]), load)
 
 
 if __name__ == "__main__":

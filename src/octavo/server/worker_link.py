@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from octavo.errors import OctavoError
 from octavo.server import sandbox, wire
+from octavo.server.settings import LinkName
 from octavo.types import FinishReason, Request, TokenEvent
 from octavo.version import __version__
 
@@ -40,10 +42,11 @@ def lost(reason: str) -> WorkerLostError:
     return WorkerLostError(f"the model's worker ended ({reason})", remedy="Try again: it is being restarted.")
 
 
-async def _start(command: Sequence[str]) -> sandbox.Child:
+async def _start(command: Sequence[str], link: LinkName) -> sandbox.Child:
     """A started child; none is left where this is cancelled on the way."""
     # A bare future, not a task: nobody else cancels it, so its child cannot get lost.
-    starting = asyncio.get_running_loop().run_in_executor(None, sandbox.start, command)
+    start = functools.partial(sandbox.start, command, link=link)
+    starting = asyncio.get_running_loop().run_in_executor(None, start)
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
@@ -60,9 +63,12 @@ def _discard(starting: asyncio.Future[sandbox.Child]) -> None:
 class WorkerLink:
     """One worker, from its start to its end. `load` first; then `submit` and `cancel`; `close` at any time."""
 
-    def __init__(self, make_room: MakeRoom, command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(
+        self, make_room: MakeRoom, command: Sequence[str] = WORKER_COMMAND, link: LinkName = "auto"
+    ) -> None:
         self._make_room = make_room
         self._command = command
+        self._link = link
         self._child: sandbox.Child | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -89,11 +95,15 @@ class WorkerLink:
     async def load(self, settings: Mapping[str, Any]) -> wire.Ready:
         """Start the worker and wait for its model. Raises what loading raised, and WorkerLostError."""
         self._loaded = asyncio.get_running_loop().create_future()
-        self._child = await _start(self._command)
-        reader, self._writer = await asyncio.open_unix_connection(sock=self._child.connection)
+        self._child = await _start(self._command, self._link)
+        reader, self._writer = await asyncio.open_connection(sock=self._child.connection)
         self._reading = asyncio.create_task(self._read(reader))
         self._send(wire.Load(__version__, settings))
         return await self._loaded
+
+    def end_with(self, token_ids: frozenset[int]) -> None:
+        """Once, before the first request: what ends a text. No effect where the worker is gone."""
+        self._send(wire.Ends(tuple(sorted(token_ids))))
 
     def submit(self, request: Request, sink: Sink) -> int:
         """Send a request; its events go to `sink`, the last with a finish reason. Raises WorkerLostError."""

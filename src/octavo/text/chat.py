@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,12 +20,8 @@ from octavo.errors import ChatTemplateError, InvalidInputError, OctavoError
 from octavo.text.answer import REASONING_BEGIN, REASONING_END
 from octavo.text.provenance import TemplateText
 from octavo.text.rendered_encoding import encode_rendered
-from octavo.text.template_variables import (
-    check_messages,
-    input_characters,
-    message_variables,
-    tool_variables,
-)
+from octavo.text.template_rendering import NO_TEMPLATE_REMEDY, LocalRenderer, MakeRenderer, Rendering
+from octavo.text.template_variables import check_messages
 from octavo.text.tokenizer import Tokenizer
 from octavo.text.tool_syntax import MISTRAL, ToolSyntax, tool_syntax_of
 from octavo.types import Message, TemplateOptions, Tool
@@ -34,8 +29,6 @@ from octavo.types import Message, TemplateOptions, Tool
 MAX_TEMPLATE_CHARACTERS = 1 << 18
 MAX_NAMED_TOKENS = 5
 """In a notice about them."""
-
-_NO_TEMPLATE = "Use --raw to continue the text as it is, or choose an instruct model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +56,21 @@ class RenderedPrompt:
 class ChatTemplate:
     """A compiled chat template. Safe to use from several threads."""
 
-    def __init__(self, template: str | None, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, template: str | None, tokenizer: Tokenizer, *, make_renderer: MakeRenderer = LocalRenderer
+    ) -> None:
         """Raises ChatTemplateError where the model has no template, or one that does not compile."""
         if not template:
-            raise ChatTemplateError("the model has no chat template", remedy=_NO_TEMPLATE)
+            raise ChatTemplateError("the model has no chat template", remedy=NO_TEMPLATE_REMEDY)
         if len(template) > MAX_TEMPLATE_CHARACTERS:
             raise ChatTemplateError(
                 f"the model's chat template has {len(template):,} characters (limit {MAX_TEMPLATE_CHARACTERS:,})",
-                remedy=_NO_TEMPLATE,
+                remedy=NO_TEMPLATE_REMEDY,
             )
-        from octavo.text.template_environment import TemplateEnvironment
-
         self._tokenizer = tokenizer
         self._source = template
         self._system_places: dict[bool, Literal["kept", "dropped", "refused"]] = {}
-        self._environment = TemplateEnvironment()
-        try:
-            self._template = self._environment.from_string(template)
-        except Exception as error:  # whatever Jinja's parser and code generator make of a hostile source
-            raise _broken(error) from error
+        self._renderer = make_renderer(template)
 
     # --- messages -> prompt ---
 
@@ -146,33 +135,18 @@ class ChatTemplate:
         *,
         arguments_as_text: bool,
     ) -> TemplateText:
-        from octavo.text.template_environment import TemplateRefusal
-        from octavo.text.template_limits import RenderBudget
-
-        variables = {
-            **options,
-            **{name: TemplateText(spelling) for name, spelling in self._tokenizer.named_tokens.items()},
-            "messages": message_variables(
-                messages,
+        return self._renderer.render(
+            Rendering(
+                tuple(messages),
+                tuple(tools),
+                options,
+                self._tokenizer.named_tokens,
+                add_generation_prompt=add_generation_prompt,
                 developer_as_system="developer" not in self._source,
                 arguments_as_text=arguments_as_text,
                 short_call_ids=self.tool_syntax is MISTRAL,
-            ),
-            "tools": tool_variables(tools),
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-        }
-        budget = RenderBudget(input_characters(messages, tools))
-        try:
-            return self._environment.render(self._template, variables, budget)
-        except TemplateRefusal as error:
-            raise InvalidInputError(
-                f"the model's chat template refuses these messages: {error.message}",
-                remedy="Start with a user message (after an optional system message), then alternate assistant "
-                "and user.",
-            ) from error
-        except Exception as error:  # a template is a program: it may raise anything
-            raise _broken(error) from error
+            )
+        )
 
     # --- what the template is like ---
 
@@ -277,11 +251,3 @@ def _tool(name: str) -> Tool:
         "required": ["x"],
     }
     return {"type": "function", "function": {"name": name, "description": "?", "parameters": schema}}
-
-
-def _broken(error: Exception) -> ChatTemplateError:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return ChatTemplateError(
-        f"the model's chat template cannot be used: {textwrap.shorten(reason, 300)}",
-        remedy=_NO_TEMPLATE,
-    )

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import InvalidGrammarError
 from octavo.text.answer import REASONING_BEGIN, REASONING_END
 from octavo.text.grammar_errors import explain, explain_schema, refuse_unkept
+from octavo.text.reasoning_budget import ReasoningBudget
 from octavo.text.tokenizer import Tokenizer
 from octavo.types import Grammar
 
@@ -47,13 +49,43 @@ class Grammars:
         self._vocab_size = vocab_size
         self._ends = tuple(sorted(end_token_ids))
 
+    def read_vocabulary(self) -> None:
+        """Now rather than for the first grammar. Raises InvalidGrammarError for a model without an end."""
+        _ = self._compiled
+
     def check(self, grammar: Grammar) -> None:
         """Raises InvalidGrammarError where it does not compile or says what cannot be kept."""
-        self._compiled(grammar)
+        if grammar.kind != "anything":
+            self._compiled(replace(grammar, reasoning_tokens=None))
 
-    def constraint(self, grammar: Grammar) -> GrammarConstraint:
+    def constraint(self, grammar: Grammar) -> GrammarConstraint | ReasoningBudget:
         """A fresh parser at the start of a text. Raises InvalidGrammarError."""
-        return GrammarConstraint(self._compiled(grammar).deep_copy(), self._vocab_size)
+        parser = None
+        if grammar.kind != "anything":
+            unlimited = replace(grammar, reasoning_tokens=None)  # one parser for all budgets
+            parser = GrammarConstraint(self._compiled(unlimited).deep_copy(), self._vocab_size)
+            if grammar.reasoning_tokens is None:
+                return parser
+        return ReasoningBudget(
+            parser,
+            tokens=grammar.reasoning_tokens or 0,
+            opened=grammar.after_reasoning == "yes",
+            closing=self._closing,
+            spell=self._spell,
+            vocab_size=self._vocab_size,
+        )
+
+    @cached_property
+    def _closing(self) -> tuple[int, ...]:
+        """The closing marker on a line of its own and a blank line, as the families that think write it."""
+        marker = self._text.added_tokens.get(REASONING_END)
+        if marker is None:
+            return tuple(self._text.encode_plain(f"\n{REASONING_END}\n\n", at_start=False))
+        before, after = (self._text.encode_plain(text, at_start=False) for text in ("\n", "\n\n"))
+        return (*before, marker, *after)
+
+    def _spell(self, token_id: int) -> bytes:
+        return self._text.token_bytes(token_id, first=False, keep_special=True) or b""
 
     @cached_property
     def _compiled(self) -> Callable[[Grammar], llguidance.LLMatcher]:
@@ -178,7 +210,7 @@ def _compile(
         case "lark":
             refuse_unkept(grammar.text)
             text = LLMatcher.grammar_from_lark(grammar.text)
-        case "tool_calls":
+        case "tool_calls" | "anything":
             text = LLMatcher.grammar_from_lark(grammar.text)
     made = matcher(text)
     if said := _error(made):

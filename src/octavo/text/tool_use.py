@@ -6,6 +6,7 @@ The definitions are checked (`octavo.validate.tools`), the template's syntax is 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from octavo.text.answer import REASONING_BEGIN, REASONING_END, AnswerForm
 from octavo.text.chat import ChatTemplate, RenderedPrompt
@@ -26,8 +27,13 @@ class ToolUse:
     only: str | None = None
     """With `required`: the one tool to call, once."""
     several: bool = True
-    strict: bool = False
-    """Without `required`: whether the arguments of calls are held to their schemas there too."""
+    arguments: Literal["free", "held", "strict"] = "free"
+    """Without `required`: whether calls within free text are held to their schemas: not, where that can be done, or
+    else the request is refused. `required` is always strict."""
+
+    @property
+    def strict(self) -> bool:
+        return self.required or self.arguments == "strict"
 
     @property
     def callable(self) -> tuple[Tool, ...]:
@@ -66,7 +72,7 @@ def answer_form(
 
 def grammar_of_calls(form: AnswerForm, use: ToolUse) -> Grammar | None:
     """What holds calls to the schemas of their tools; None: nothing does."""
-    if form.syntax is None or not (use.required or use.strict):
+    if form.syntax is None or not (use.required or use.arguments != "free"):
         return None
     text = tool_grammar(
         form.syntax,
