@@ -2,7 +2,9 @@
 
 Nothing here reads a length or a token on the host: positions, tokens and page tables are device buffers. A step
 of one sequence goes through `gemv`, with activations in fixed point; several go through `rows_linear`.
-Kernels, a layer: join_residual, qkv, attention, combine, o, join_residual, gate_up, down.
+Kernels, a layer: join_residual, qkv, attention, combine, o, join_residual, gate_up, down. Where a step of one
+sequence needs no more than rms norms before its blocks, o and down add to the residual stream themselves, and qkv and
+gate_up take it through their norm (`is_chain`): six.
 Shape letters: B sequences, C padded columns, V vocabulary.
 """
 
@@ -23,7 +25,7 @@ from octavo.runners.cuda.decode_attention import (
 from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNorm, Linear
 from octavo.runners.cuda.embedding import embed
 from octavo.runners.cuda.feed_forward import feed_forward
-from octavo.runners.cuda.gemv import Epilogue, Logits, Vector, gemv, grid_of
+from octavo.runners.cuda.gemv import Add, Epilogue, Logits, Vector, gemv, grid_of, shuffle
 from octavo.runners.cuda.kv_cache import LayerCache
 from octavo.runners.cuda.layout import padded
 from octavo.runners.cuda.norm import Planes, join_residual
@@ -79,7 +81,8 @@ class DecodeStep:
         fed = max(padded(layer.ffn.hidden_size) for layer in spec.layers)
         hidden = padded(spec.hidden_size)
         vector = torch.float32 if self._one else compute_dtype
-        self._h = buffer(spec.hidden_size)
+        self._chain = self._one and is_chain(model)
+        self._h = buffer(hidden if self._chain else spec.hidden_size)
         self._y = buffer(spec.hidden_size)
         self._planes = Planes(buffer(hidden, torch.int8), buffer(hidden, torch.int8), buffer(hidden // 32))
         self._x = buffer(hidden, vector)
@@ -96,6 +99,7 @@ class DecodeStep:
         self._parts = buffer(splits * max(m.heads * m.head_dim for m in mixers))
         self._sums = buffer(splits * heads)
         self._pieces = self._count_pieces(spec)
+        self._normed = self._chain_inputs() if self._chain else {}
         self._best = buffer(self._pieces)
         self._best_ids = buffer(self._pieces, torch.int32)
 
@@ -117,7 +121,15 @@ class DecodeStep:
     def forward(self) -> None:
         """Launch the model: logits from each slot's last token; appends its keys and values."""
         model, spec = self._model, self._model.spec
-        embed(model.embedding, self._last_tokens, self._sequences.slots, self._h, spec.embedding_multiplier)
+        embed(
+            model.embedding,
+            self._last_tokens,
+            self._sequences.slots,
+            self._h,
+            spec.embedding_multiplier,
+            width=spec.hidden_size,
+            shuffled=self._chain,
+        )
         y, post, multiplier = None, None, 1.0
         for index, layer in enumerate(model.layers):
             scale = layer.spec.residual_multiplier
@@ -151,7 +163,10 @@ class DecodeStep:
         multiplier: float,
         consumer: Linear,
     ) -> Vector | torch.Tensor:
-        planes = self._one and not consumer.is_plain
+        if self._chain:
+            assert pre is not None
+            return self._normed[id(pre)]
+        planes = self._one and not consumer.takes_values
         out: Planes | torch.Tensor = self._planes if planes else self._x
         join_residual(self._h, y, out, post=post, pre=pre, multiplier=multiplier, pdl=self._card.pdl)
         if not self._one:
@@ -165,7 +180,7 @@ class DecodeStep:
         qkv = self._view(self._qkv, (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim)
         mixed = self._view(self._mixed, padded(mixer.heads * mixer.head_dim))
         self._linear(layer.qkv, x, qkv)
-        shuffled = self._one and not layer.o.is_plain
+        shuffled = self._one and not layer.o.takes_values
         codes = layer.o.parts[0].codes, layer.gate_up.parts[0].codes
         fetch_ahead = self._one and self._card.l2_bytes >= 2 * PREFETCH_BYTES
         decode_attention(
@@ -181,13 +196,13 @@ class DecodeStep:
             shuffled=shuffled,
             pdl=self._card.pdl,
         )
-        self._linear(layer.o, self._between(mixed, shuffled), self._y)
+        self._add(layer, layer.o, self._between(mixed, shuffled))
 
     def _feed(self, layer: DeviceLayer, x: Vector | torch.Tensor) -> None:
         ffn = layer.spec.ffn
         assert isinstance(ffn, DenseMLP), "others are declined"
         fed = self._view(self._fed, padded(ffn.hidden_size))
-        shuffled = self._one and not layer.down.is_plain
+        shuffled = self._one and not layer.down.takes_values
         if self._one and len(layer.gate_up.parts) == 1:
             kind: Epilogue = "gate" if ffn.gated else "activate"
             self._linear(layer.gate_up, x, fed, kind, ffn.activation, shuffled=shuffled)
@@ -195,7 +210,14 @@ class DecodeStep:
             both = self._view(self._both, layer.gate_up.rows)
             self._linear(layer.gate_up, x, both)
             feed_forward(both, fed, ffn, shuffled=shuffled, pdl=self._card.pdl)
-        self._linear(layer.down, self._between(fed, shuffled), self._y)
+        self._add(layer, layer.down, self._between(fed, shuffled))
+
+    def _add(self, layer: DeviceLayer, linear: Linear, x: Vector | torch.Tensor) -> None:
+        """The end of a block: to the residual stream, or to `y` for the next `_join`."""
+        if self._chain:
+            self._linear(linear, x, self._h, Add(layer.spec.residual_multiplier), shuffled=True)
+        else:
+            self._linear(linear, x, self._y)
 
     def _between(self, values: torch.Tensor, shuffled: bool) -> Vector | torch.Tensor:
         """An intermediate vector as the next linear takes it."""
@@ -250,6 +272,17 @@ class DecodeStep:
                 rows_linear(part, x, out[:, first:])
             first += part.rows
 
+    def _chain_inputs(self) -> dict[int, Vector]:
+        """By the id of each norm before a block: what its linear takes."""
+        model, width = self._model, self._model.spec.hidden_size
+        norms = [norm for layer in model.layers for norm in (layer.pre_mixer, layer.pre_ffn)]
+        inputs = {}
+        for norm in (*norms, model.final_norm):
+            assert norm is not None
+            gain = torch.nn.functional.pad(norm.gain, (0, padded(width) - width))
+            inputs[id(norm)] = Vector("normed", self._h, scales=shuffle(gain), norm_width=width, eps=norm.eps)
+        return inputs
+
     def _view(self, buffer: torch.Tensor, width: int) -> torch.Tensor:
         """[B, width], dense, of a buffer that is as wide as the widest layer."""
         return buffer.view(-1)[: buffer.shape[0] * width].view(-1, width)
@@ -262,6 +295,22 @@ class DecodeStep:
         tile = tile_for(self._card.name, head.encoding, head.rows, head.columns)
         unused = Logits(1.0, None, self.logits, self.logits)
         return grid_of(head, tile, unused, self._card.multiprocessors)[0]
+
+
+def is_chain(model: DeviceModel) -> bool:
+    """Whether blocks are rms norm, linears of fixed point, and a sum: the least kernels a layer."""
+
+    def rms(norm: DeviceNorm | None) -> bool:
+        return norm is not None and norm.kind == "rms" and norm.bias is None
+
+    return rms(model.final_norm) and all(
+        rms(layer.pre_mixer)
+        and rms(layer.pre_ffn)
+        and layer.post_mixer is None
+        and layer.post_ffn is None
+        and not any(part.takes_values for part in (layer.qkv, layer.o, layer.gate_up, layer.down, model.head))
+        for layer in model.layers
+    )
 
 
 def finish_logits(logits: torch.Tensor, spec: ModelSpec) -> None:

@@ -7,7 +7,7 @@ Shape letters: N output rows, K input columns, C padded columns.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch
 from octavo.errors import IncompatibleModelError
 from octavo.models.parameters import Parameter
 from octavo.models.spec import DenseMLP, LayerSpec, ModelSpec, Norm, Rope
+from octavo.quant.codebook import Codebook
 from octavo.quant.format import Format
 from octavo.runners.bundles import VECTORS, bundle_name, part_name, vector_places
 from octavo.runners.cuda.layout import Encoding, encoding_of, padded
@@ -22,12 +23,12 @@ from octavo.weights import StoredBundle, WeightStore
 
 _STAGING_BYTES = 32 << 20
 
-_CODE_DTYPES = {
-    "i8": torch.int32,
-    "u4": torch.int32,
+_PLAIN_DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+_SCALE_DTYPES = {
     "f16": torch.float16,
-    "bf16": torch.bfloat16,
     "f32": torch.float32,
+    "u8*f16": torch.uint8,
+    "i8*f16": torch.int8,
 }
 
 
@@ -42,19 +43,23 @@ class Matrix:
     codes: torch.Tensor
     """Integer codes as int32 words, plain values as they are."""
     scales: torch.Tensor
-    """fp16 or fp32 [N, groups]; of u4 int32, a scale and a minimum; empty for plain values."""
+    """fp16 or fp32, or bytes of two-level ones, as the layout says; empty for plain values."""
     bias: torch.Tensor | None
     """fp32 [N]."""
+    table: torch.Tensor | None = None
+    """fp32 [16] of a codebook."""
 
     @property
     def elements(self) -> torch.Tensor:
         """Codes one by one, for kernels that take single columns: int8, uint8 (two of them), or values."""
-        kind = {"i8": torch.int8, "u4": torch.uint8}.get(self.encoding.codec)
-        return self.codes if kind is None else self.codes.view(kind)
+        if self.encoding.codec in ("i8", "i8m"):
+            return self.codes.view(torch.int8)
+        return self.codes if self.encoding.codec in _PLAIN_DTYPES else self.codes.view(torch.uint8)
 
     @property
-    def scale_elements(self) -> torch.Tensor:
-        return self.scales.view(torch.float16) if self.encoding.codec == "u4" else self.scales
+    def table_or_codes(self) -> torch.Tensor:
+        """The table, or anything where there is none: kernels take a pointer all the same."""
+        return self.codes if self.table is None else self.table
 
     @property
     def nbytes(self) -> int:
@@ -76,8 +81,8 @@ class Linear:
         return self.parts[0].columns
 
     @property
-    def is_plain(self) -> bool:
-        return self.parts[0].encoding.scales == "none"
+    def takes_values(self) -> bool:
+        return self.parts[0].encoding.takes_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,7 @@ class _Loader:
         self._staging = torch.empty(_STAGING_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._bytes = 0
         self._vectors: dict[str, torch.Tensor] = {}
+        self._tables: dict[str, torch.Tensor] = {}
         self._angles: dict[Rope, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def load(self) -> DeviceModel:
@@ -202,10 +208,10 @@ class _Loader:
             parts.append(self._matrix(bundle, group, part_bias))
             first += rows
         self._weights.release(bundle.name)
-        plain = [part.encoding.scales == "none" for part in parts]
-        if any(plain) and not all(plain):
+        floats = [part.encoding.takes_values for part in parts]
+        if any(floats) and not all(floats):
             raise IncompatibleModelError(
-                f"{bundle.name} mixes quantized and unquantized matrices, which the CUDA kernels cannot read together",
+                f"{bundle.name} mixes matrices of floats and of integers, which the CUDA kernels cannot read together",
                 remedy="Use --runner reference, or --quant int8.",
             )
         return Linear(tuple(parts))
@@ -221,17 +227,21 @@ class _Loader:
         def arrays(kind: str) -> list[np.ndarray]:
             return [bundle.arrays[f"{part_name(parameter)}_{kind}"] for parameter, _ in members]
 
-        codes = self._upload(arrays("codes")).view(_CODE_DTYPES[encoding.codec])
+        codes = self._upload(arrays("codes")).view(_PLAIN_DTYPES.get(encoding.codec, torch.int32))
         if encoding.scales == "none":
             scales = torch.empty(0, dtype=torch.float32, device=self._device)
         else:
-            scale_dtype = torch.float32 if encoding.scales == "f32" else torch.float16
-            scales = self._upload(arrays("scales")).view(
-                torch.int32 if encoding.codec == "u4" else scale_dtype
-            )
+            scales = self._upload(arrays("scales")).view(_SCALE_DTYPES[encoding.scales])
         assert codes.nbytes == rows * encoding.code_bytes(columns)
         assert scales.nbytes == rows * encoding.scale_bytes(columns)
-        return Matrix(encoding, rows, columns, codes, scales, bias)
+        return Matrix(encoding, rows, columns, codes, scales, bias, self._table(members[0][1]))
+
+    def _table(self, format: Format) -> torch.Tensor | None:
+        if not isinstance(format, Codebook) or format.bits != 4:
+            return None
+        if format.table not in self._tables:
+            self._tables[format.table] = torch.from_numpy(format.values.copy()).to(self._device)
+        return self._tables[format.table]
 
     def _bundle(self, name: str) -> StoredBundle:
         return self._weights[bundle_name(Parameter(f"{name}.weight", (0, 0), "matrix", ""))]
@@ -272,7 +282,7 @@ class _Loader:
 
 
 def _with_bias(matrix: Matrix, bias: torch.Tensor | None) -> Matrix:
-    return Matrix(matrix.encoding, matrix.rows, matrix.columns, matrix.codes, matrix.scales, bias)
+    return replace(matrix, bias=bias)
 
 
 def _pieces(arrays: Sequence[np.ndarray], most_bytes: int) -> Iterator[np.ndarray]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from octavo.runners.cuda.layout import Codec, Encoding
+from octavo.runners.cuda.layout import CODE_BITS, Codec, Encoding
 
 Key = tuple[Codec, int, int, int]
 """Codec, group size, rows, columns."""
 
-LANE_COLUMNS: Mapping[Codec, int] = {"i8": 16, "u4": 32, "f16": 8, "bf16": 8, "f32": 4}
+LANE_COLUMNS: Mapping[Codec, int] = {codec: 128 // bits for codec, bits in CODE_BITS.items()}
 """Columns in 16 bytes of a row."""
 
 
