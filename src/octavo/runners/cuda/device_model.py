@@ -29,6 +29,7 @@ _SCALE_DTYPES = {
     "f32": torch.float32,
     "u8*f16": torch.uint8,
     "i8*f16": torch.int8,
+    "f9z7": torch.int16,
 }
 
 
@@ -71,6 +72,10 @@ class Linear:
     """Matrices under one another with the same input: one, unless their formats differ."""
 
     parts: tuple[Matrix, ...]
+    members: tuple[tuple[str, int], ...] = ()
+    """Parameters that are its rows, and how many: what adapters can add to. None of a tied head."""
+    input_columns: int = 0
+    """K."""
 
     @property
     def rows(self) -> int:
@@ -121,6 +126,11 @@ class DeviceModel:
     final_norm: DeviceNorm
     head: Linear
     nbytes: int
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        layers = (x for layer in self.layers for x in (layer.qkv, layer.o, layer.gate_up, layer.down))
+        return (*layers, self.head)
 
 
 def load_model(
@@ -214,7 +224,8 @@ class _Loader:
                 f"{bundle.name} mixes matrices of floats and of integers, which the CUDA kernels cannot read together",
                 remedy="Use --runner reference, or --quant int8.",
             )
-        return Linear(tuple(parts))
+        rows_of = tuple((parameter.name, parameter.shape[0]) for parameter, _ in members)
+        return Linear(tuple(parts), rows_of, members[0][0].shape[1])
 
     def _matrix(
         self, bundle: StoredBundle, members: Sequence[tuple[Parameter, Format]], bias: torch.Tensor | None

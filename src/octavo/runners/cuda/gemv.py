@@ -30,7 +30,7 @@ from octavo.runners.cuda.device_model import Matrix
 from octavo.runners.cuda.fixed_point import block_scale, pack_bytes, quantize
 from octavo.runners.cuda.ptx import dp4a, opaque, permute_bytes, release_dependents, wait_for_inputs
 from octavo.runners.cuda.tiles import LANE_COLUMNS, Tile
-from octavo.runners.cuda.unpack import e4m3_value, record_bytes
+from octavo.runners.cuda.unpack import e4m3_value, record_bytes, split_f9z7
 
 
 @triton.jit
@@ -92,14 +92,14 @@ def _load_scales(
                 number = record + 2 * EACH * ((C + 255) // 256)
                 shared = opaque(at * LANE // 256)
                 if EACH == 2:
-                    numbers = tl.load(_as(number, tl.int16) + group, mask=mask, other=0)
+                    numbers = tl.load(_as(number, tl.uint16) + group, mask=mask, other=0)
                     tiles = tiles + (numbers, tl.load(_as(record, tl.int32) + shared, mask=mask, other=0))
                 else:
                     numbers = tl.load(number + group, mask=mask, other=0)
                     tiles = tiles + (numbers, tl.load(_as(record, tl.float16) + shared, mask=mask, other=0))
             else:
                 place = rows[None, :] * groups + group
-                if EACH == 1:
+                if EACH == 1 or kind == tl.int16:
                     tiles = tiles + (tl.load(scales + place, mask=mask, other=0),)
                 elif kind == tl.float16:
                     tiles = tiles + (tl.load(_as(scales, tl.int32) + place, mask=mask, other=0),)
@@ -129,6 +129,9 @@ def _numbers(raw, step: tl.constexpr, EACH: tl.constexpr):
     kind: tl.constexpr = raw[0].dtype
     least = 0.0
     if kind == tl.int16:
+        scale, zero = split_f9z7(raw[step].to(tl.int32))
+        least = scale * zero
+    elif kind == tl.uint16:
         pair = raw[2 * step].to(tl.int32)
         scale = (pair & 255).to(tl.float32) * _half(raw[2 * step + 1], False)
         least = ((pair >> 8) & 255).to(tl.float32) * _half(raw[2 * step + 1], True)

@@ -14,7 +14,8 @@
 
 Scales are f16 or f32 [N, groups], with a minimum [N, groups, 2]. Two-level ones are a record of bytes for each row:
 what 256 columns share, f16 [ceil(C / 256)], then 8-bit numbers [groups], both with their minimum's beside them where
-there is one, zeros up to a multiple of 4. The shared minimum has the sign with which it is added.
+there is one, zeros up to a multiple of 4. The shared minimum has the sign with which it is added. f9z7 words, which
+hold a scale and a zero, stay as they are: int16 [N, groups].
 
 What a matrix is stored as follows from its format alone (`encoding_of`); nothing here depends on a kernel's
 tile. Padding has code 0, which a minimum or a table makes a weight: activations are zero there.
@@ -64,7 +65,7 @@ class Encoding:
     codec: Codec
     group_size: int
     """Columns a scale covers; 0: one scale a row, or none where values are plain."""
-    scales: ScaleStorage | Literal["none"]
+    scales: ScaleStorage | Literal["none", "f9z7"]
 
     @property
     def has_minimums(self) -> bool:
@@ -87,6 +88,8 @@ class Encoding:
         """Of a row."""
         if self.scales == "none":
             return 0
+        if self.scales == "f9z7":
+            return 2 * self.groups(columns)
         each = 2 if self.has_minimums else 1
         if is_two_level(self.scales):
             record = each * (2 * -(-padded(columns) // SUPER_COLUMNS) + self.groups(columns))
@@ -167,6 +170,8 @@ def _scales(
 ) -> np.ndarray:
     """[N, groups], [N, groups, 2], or uint8 [N, bytes of a record]."""
     groups = encoding.groups(columns)
+    if encoding.scales == "f9z7":
+        return _pad_columns(arrays["scales"], groups).view(np.int16)
     if is_two_level(format.scales):
         names = ("scales", "minimums") if encoding.has_minimums else ("scales",)
         supers = -(-padded(columns) // SUPER_COLUMNS)

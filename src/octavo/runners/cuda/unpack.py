@@ -24,6 +24,13 @@ def e4m3_value(code):
 
 
 @triton.jit
+def split_f9z7(word):
+    """int32 of 16 bits -> fp32 (scale, minus its zero): weight = scale * (code - zero). `octavo.quant.scales`."""
+    scale = (((word & 0x1FF) << 19) + (105 << 23)).to(tl.float32, bitcast=True)
+    return scale, ((word >> 9) & 127).to(tl.float32) * -0.125
+
+
+@triton.jit
 def _numbers(scales, row, group, mask, C: tl.constexpr, GROUP: tl.constexpr, EACH: tl.constexpr):
     """fp32 scales of groups and, where EACH is 2, their minimums."""
     if scales.dtype.element_ty == tl.uint8 or scales.dtype.element_ty == tl.int8:
@@ -37,6 +44,10 @@ def _numbers(scales, row, group, mask, C: tl.constexpr, GROUP: tl.constexpr, EAC
             least = tl.load(each + 1, mask=mask, other=0).to(tl.float32)
             least = least * tl.load(shared + 1, mask=mask, other=0.0).to(tl.float32)
         return scale, least
+    elif scales.dtype.element_ty == tl.int16:
+        word = tl.load(scales + row * ((C + GROUP - 1) // GROUP) + group, mask=mask, other=0)
+        scale, zero = split_f9z7(word.to(tl.int32))
+        return scale, scale * zero
     else:
         groups: tl.constexpr = (C + GROUP - 1) // GROUP if GROUP else 1
         place = scales + (row * groups + group) * EACH
