@@ -26,7 +26,10 @@ GPTQ = Affine("gptq-4-g128", 4, 128, "integer", "f16", "step", None)
 FORMATS: tuple[Format, ...] = (
     *(INT8, LLM_INT8, Q8_0, Q5_1, Q6_K),
     *(INT4, Q4_1, Q4_0, GPTQ),
-    *(Affine("w4-g64", 4, 64, "minimum", "f16", "step", None), Affine("w4", 4, None, "none", "f32", "step", None)),
+    *(
+        Affine("w4-g64", 4, 64, "minimum", "f16", "step", None),
+        Affine("w4", 4, None, "none", "f32", "step", None),
+    ),
     *(Affine("w4-rows", 4, None, "integer", "f16", "step", None),),
     *(NF4, Codebook("fp4", "fp4", 64, "f32", None), IQ4_NL, IQ4_XS),
     *(Codebook("fp8", "e4m3", None, "f32", None), Codebook("fp8-g128", "e4m3", 128, "f32", None)),

@@ -12,7 +12,7 @@ import torch
 from octavo.errors import IncompatibleModelError
 from octavo.runners.base import Adapter
 from octavo.runners.cuda.device_model import DeviceModel, Linear
-from octavo.runners.cuda.low_rank import MOST_RANK, Adapters, reference
+from octavo.runners.cuda.low_rank import MOST_RANK, Adapters, add_low_rank, reference
 
 LINEAR = Linear((), (("q", 130), ("k", 20), ("v", 20)), 72)
 """Members of unequal heights, none a whole block; K is no whole block either."""
@@ -72,7 +72,8 @@ def test_a_chunk(randn: Any, device: torch.device) -> None:
     chosen = adapter(1, q=4, v=3)
     adapters.load("fine", chosen)
     x, out = randn(6, 128), torch.zeros((6, 170), device=device)
-    adapters.add_chunk(LINEAR, x, out, "fine")
+    add_low_rank(LINEAR, x, out, adapters.of("fine"))
+    add_low_rank(LINEAR, x, out, adapters.of(None))
     assert torch.allclose(out.cpu(), addend(x, chosen), atol=1e-4)
     assert adapters.nbytes == 4 * (4 * 72 + 130 * 4 + 3 * 72 + 20 * 3)
 
@@ -84,7 +85,9 @@ def test_a_place_is_free_again_and_ranks_have_a_bound(device: torch.device) -> N
     adapters.load("b", adapter(1, k=4))
     adapters.bind(0, "b")
     out = torch.zeros((1, 170), device=device)
-    adapters.add_rows(LINEAR, torch.ones((1, 128), device=device), out, torch.zeros(1, dtype=torch.int32, device=device))
+    adapters.add_rows(
+        LINEAR, torch.ones((1, 128), device=device), out, torch.zeros(1, dtype=torch.int32, device=device)
+    )
     assert not out[:, :130].any()
     assert out[:, 130:150].all()
     with pytest.raises(IncompatibleModelError, match="rank 513"):

@@ -393,9 +393,7 @@ def gemv_kernel(
         next_raw = raw
         if not PLAIN:
             next_raw = _load_scales(scales, next_rows, wanted, C, L, STEPS, LANE, GROUP, EACH)
-        result = _product(
-            tiles, raw, words, factors, sums, L, BN, STEPS, CODEC, GROUP, EACH, TABLE, UNIT
-        )
+        result = _product(tiles, raw, words, factors, sums, L, BN, STEPS, CODEC, GROUP, EACH, TABLE, UNIT)
         if INPUT == "normed":
             result *= norm
         if BIAS:

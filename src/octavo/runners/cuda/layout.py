@@ -165,9 +165,7 @@ def _matrix(format: Format, arrays: Packed, columns: int) -> dict[str, np.ndarra
     return {"codes": codes, "scales": _scales(format, arrays, encoding, columns)}
 
 
-def _scales(
-    format: Affine | Codebook, arrays: Packed, encoding: Encoding, columns: int
-) -> np.ndarray:
+def _scales(format: Affine | Codebook, arrays: Packed, encoding: Encoding, columns: int) -> np.ndarray:
     """[N, groups], [N, groups, 2], or uint8 [N, bytes of a record]."""
     groups = encoding.groups(columns)
     if encoding.scales == "f9z7":

@@ -9,6 +9,7 @@ R rank, P members.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,9 @@ import triton.language as tl
 from octavo.errors import IncompatibleModelError
 from octavo.runners.base import Adapter
 from octavo.runners.cuda.device_model import DeviceModel, Linear
+
+Addends = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+"""Parameter name -> (a fp32 [R, K], b fp32 [N, R])."""
 
 MOST_ADAPTERS = 64
 """At once."""
@@ -103,12 +107,13 @@ class Adapters:
     def __init__(self, model: DeviceModel, slots: int, device: torch.device) -> None:
         self._device = device
         self._loaded: dict[str, int] = {}
-        self._addends: dict[int, dict[str, tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._addends: dict[int, Addends] = {}
         self._of_slot = torch.full((slots,), _NONE, dtype=torch.int32, device=device)
         self._places = {linear.members: self._empty(linear) for linear in model.linears if linear.members}
 
     def load(self, name: str, adapter: Adapter) -> None:
-        """It fits the model: `octavo.runners.adapters`. Raises IncompatibleModelError for too many or too high a rank."""
+        """It fits the model: `octavo.runners.adapters`. Raises IncompatibleModelError for too many, or too high a
+        rank."""
         if len(self._loaded) == MOST_ADAPTERS:
             raise IncompatibleModelError(
                 f"{MOST_ADAPTERS} adapters are loaded, as many as the CUDA runner takes",
@@ -123,7 +128,8 @@ class Adapters:
         index = next(i for i in range(MOST_ADAPTERS) if i not in self._addends)
         self._loaded[name] = index
         self._addends[index] = {
-            parameter: (self._on_device(a), self._on_device(b)) for parameter, (a, b) in adapter.addends.items()
+            parameter: (self._on_device(a), self._on_device(b))
+            for parameter, (a, b) in adapter.addends.items()
         }
         self._write(index, self._addends[index])
 
@@ -178,15 +184,9 @@ class Adapters:
             num_warps=4,
         )
 
-    def add_chunk(self, linear: Linear, x: torch.Tensor, out: torch.Tensor, name: str) -> None:
-        """The addends of one sequence's rows: x [T, C], `out` [T, N]."""
-        addends = self._addends[self._loaded[name]]
-        first = 0
-        for parameter, rows in linear.members:
-            if parameter in addends:
-                a, b = addends[parameter]
-                out[:, first : first + rows] += (x[:, : a.shape[1]].float() @ a.T) @ b.T
-            first += rows
+    def of(self, name: str | None) -> Addends:
+        """What a chunk of a sequence with that adapter adds."""
+        return {} if name is None else self._addends[self._loaded[name]]
 
     def _empty(self, linear: Linear) -> _Places:
         rows = [count for _, count in linear.members]
@@ -204,7 +204,7 @@ class Adapters:
             zeros(torch.int64),
         )
 
-    def _write(self, index: int, addends: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def _write(self, index: int, addends: Addends) -> None:
         for places in self._places.values():
             for part, name in enumerate(places.names):
                 a, b = addends.get(name, (None, None))
@@ -214,6 +214,16 @@ class Adapters:
 
     def _on_device(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self._device)
+
+
+def add_low_rank(linear: Linear, x: torch.Tensor, out: torch.Tensor, addends: Addends) -> None:
+    """The addends of one sequence's rows, by the library: x [T, C], `out` [T, N]."""
+    first = 0
+    for parameter, rows in linear.members:
+        if parameter in addends:
+            a, b = addends[parameter]
+            out[:, first : first + rows] += (x[:, : a.shape[1]].float() @ a.T) @ b.T
+        first += rows
 
 
 def reference(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
