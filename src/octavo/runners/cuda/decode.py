@@ -10,7 +10,8 @@ Shape letters: B sequences, C padded columns, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -22,7 +23,7 @@ from octavo.runners.cuda.decode_attention import (
     decode_attention,
     split_tile_for,
 )
-from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNorm, Linear
+from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNorm, Linear, Matrix
 from octavo.runners.cuda.embedding import embed
 from octavo.runners.cuda.feed_forward import feed_forward
 from octavo.runners.cuda.gemv import Add, Epilogue, Logits, Vector, gemv, grid_of, shuffle
@@ -31,7 +32,8 @@ from octavo.runners.cuda.layout import padded
 from octavo.runners.cuda.norm import Planes, join_residual
 from octavo.runners.cuda.pick import PIECE_TOKENS, best_of_rows, pick
 from octavo.runners.cuda.rows_linear import rows_linear
-from octavo.runners.cuda.tiles import tile_for
+from octavo.runners.cuda.tiles import Key, Tile, tile_for
+from octavo.runners.cuda.user_tiles import user_tiles
 
 PREFETCH_BYTES = 16 << 20
 """Of gate and up, while attention runs: a third of the L2 cache of an H100, where it was measured best."""
@@ -46,6 +48,17 @@ class Card:
     pdl: bool
     """Programmatic dependent launch: compute capability 9.0 on."""
     l2_bytes: int
+    tiles: Mapping[Key, Tile] = field(default_factory=dict)
+    """The user's: `octavo bench --tune`."""
+
+
+def card_of(device: torch.device) -> Card:
+    """Raises CacheError for a damaged table of the user's tiles."""
+    if device.type != "cuda":  # the interpreter
+        return Card("none", 4, False, 0)
+    found = torch.cuda.get_device_properties(device)
+    count, pdl = found.multi_processor_count, found.major >= 9
+    return Card(found.name, count, pdl, found.L2_cache_size, user_tiles(found.name))
 
 
 class DecodeStep:
@@ -230,7 +243,7 @@ class DecodeStep:
         (head,) = self._model.head.parts
         if isinstance(x, Vector):
             epilogue = Logits(spec.logits_multiplier, spec.final_softcap, self._best, self._best_ids)
-            tile = tile_for(self._card.name, head.encoding, head.rows, head.columns)
+            tile = self._tile(head)
             gemv(
                 head,
                 x,
@@ -261,7 +274,7 @@ class DecodeStep:
                     part,
                     x,
                     out[0, first:],
-                    tile_for(self._card.name, part.encoding, part.rows, part.columns),
+                    self._tile(part),
                     multiprocessors=self._card.multiprocessors,
                     pdl=self._card.pdl,
                     epilogue=epilogue,
@@ -283,6 +296,9 @@ class DecodeStep:
             inputs[id(norm)] = Vector("normed", self._h, scales=shuffle(gain), norm_width=width, eps=norm.eps)
         return inputs
 
+    def _tile(self, matrix: Matrix) -> Tile:
+        return tile_for(self._card.name, matrix.encoding, matrix.rows, matrix.columns, self._card.tiles)
+
     def _view(self, buffer: torch.Tensor, width: int) -> torch.Tensor:
         """[B, width], dense, of a buffer that is as wide as the widest layer."""
         return buffer.view(-1)[: buffer.shape[0] * width].view(-1, width)
@@ -292,7 +308,7 @@ class DecodeStep:
         if not self._one:
             return -(-spec.vocab_size // PIECE_TOKENS)
         (head,) = self._model.head.parts
-        tile = tile_for(self._card.name, head.encoding, head.rows, head.columns)
+        tile = self._tile(head)
         unused = Logits(1.0, None, self.logits, self.logits)
         return grid_of(head, tile, unused, self._card.multiprocessors)[0]
 

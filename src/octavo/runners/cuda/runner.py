@@ -30,7 +30,7 @@ from octavo.runners.base import (
     SlotState,
 )
 from octavo.runners.cuda.chunk import ChunkModel
-from octavo.runners.cuda.decode import Card, DecodeStep
+from octavo.runners.cuda.decode import DecodeStep, card_of
 from octavo.runners.cuda.decode_attention import Sequences
 from octavo.runners.cuda.device_model import DeviceModel, load_model
 from octavo.runners.cuda.graphs import StepGraphs
@@ -80,7 +80,7 @@ class CudaRunner:
 
     def _build(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> None:
         device = self._device
-        self._card = _card(device)
+        self._card = card_of(device)
         self._model: DeviceModel | None = load_model(spec, weights, config.context_tokens, device)
         # One page more in each group: rows that fill up a batch write there.
         self._caches: tuple[LayerCache, ...] = make_cache(
@@ -358,15 +358,6 @@ class CudaRunner:
             needed_bytes=weights_bytes,
             available_bytes=free,
         )
-
-
-def _card(device: torch.device) -> Card:
-    if device.type != "cuda":  # the interpreter
-        return Card("none", 4, False, 0)
-    properties = torch.cuda.get_device_properties(device)
-    return Card(
-        properties.name, properties.multi_processor_count, properties.major >= 9, properties.L2_cache_size
-    )
 
 
 def _read_rows(rows: Sequence[tuple[LogprobRows, list[int]]]) -> tuple[TokenLogprob, ...]:

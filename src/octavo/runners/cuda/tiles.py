@@ -27,10 +27,17 @@ class Tile:
     """Bounds the grid: a CTA walks the blocks that are left."""
 
 
-def tile_for(card: str, encoding: Encoding, rows: int, columns: int) -> Tile:
-    """The tile of a [rows, columns] matrix, `columns` padded."""
-    measured = measured_tiles(family_of(card)).get((encoding.codec, encoding.group_size, rows, columns))
-    return measured or _default(encoding.codec, rows, columns)
+def key_of(encoding: Encoding, rows: int, columns: int) -> Key:
+    return encoding.codec, encoding.group_size, rows, columns
+
+
+def tile_for(
+    card: str, encoding: Encoding, rows: int, columns: int, users: Mapping[Key, Tile] | None = None
+) -> Tile:
+    """The tile of a [rows, columns] matrix, `columns` padded; the user's go before the measured ones."""
+    key = key_of(encoding, rows, columns)
+    found = (users or {}).get(key) or measured_tiles(family_of(card)).get(key)
+    return found or _default(encoding.codec, rows, columns)
 
 
 def measured_tiles(family: str) -> dict[Key, Tile]:
