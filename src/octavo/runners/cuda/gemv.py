@@ -75,22 +75,25 @@ def _load_scales(
     scales, rows, wanted, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr,
     LANE: tl.constexpr, GROUP: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
-    """For each of STEPS the raw numbers of a lane, tiles [L, BN] that `_numbers` reads; [BN] where a row has one."""
+    """For each of STEPS and each group in a lane the raw numbers, tiles [L, BN] that `_numbers` reads; [BN] where a
+    row has one."""
     if GROUP == 0 and EACH == 1:
         return (tl.load(scales + rows, mask=wanted, other=0),)
     else:
+        HALVES: tl.constexpr = 2 if GROUP == 16 and LANE == 32 else 1
         lane = tl.arange(0, L)[:, None]
         groups: tl.constexpr = (C + GROUP - 1) // GROUP if GROUP else 1
         kind: tl.constexpr = scales.dtype.element_ty
         tiles = ()
-        for step in tl.static_range(STEPS):
-            at = step * L + lane
+        for half in tl.static_range(STEPS * HALVES):
+            at = half // HALVES * L + lane
             mask = wanted[None, :] & (at < C // LANE)
-            group = opaque(at * LANE // GROUP if GROUP else at * 0)
+            column = at * LANE + half % HALVES * 16
+            group = opaque(column // GROUP if GROUP else at * 0)
             if kind == tl.uint8 or kind == tl.int8:
                 record = scales + rows[None, :] * record_bytes(C, GROUP, EACH)
                 number = record + 2 * EACH * ((C + 255) // 256)
-                shared = opaque(at * LANE // 256)
+                shared = opaque(column // 256)
                 if EACH == 2:
                     numbers = tl.load(_as(number, tl.uint16) + group, mask=mask, other=0)
                     tiles = tiles + (numbers, tl.load(_as(record, tl.int32) + shared, mask=mask, other=0))
@@ -124,27 +127,27 @@ def _half(word, HIGH: tl.constexpr):
 
 
 @triton.jit
-def _numbers(raw, step: tl.constexpr, EACH: tl.constexpr):
-    """What `_load_scales` loaded for a step -> fp32 [L, BN] scales and, where EACH is 2, minimums."""
+def _numbers(raw, half: tl.constexpr, EACH: tl.constexpr):
+    """What `_load_scales` loaded for one of its tiles -> fp32 [L, BN] scales and, where EACH is 2, minimums."""
     kind: tl.constexpr = raw[0].dtype
     least = 0.0
     if kind == tl.int16:
-        scale, zero = split_f9z7(raw[step].to(tl.int32))
+        scale, zero = split_f9z7(raw[half].to(tl.int32))
         least = scale * zero
     elif kind == tl.uint16:
-        pair = raw[2 * step].to(tl.int32)
-        scale = (pair & 255).to(tl.float32) * _half(raw[2 * step + 1], False)
-        least = ((pair >> 8) & 255).to(tl.float32) * _half(raw[2 * step + 1], True)
+        pair = raw[2 * half].to(tl.int32)
+        scale = (pair & 255).to(tl.float32) * _half(raw[2 * half + 1], False)
+        least = ((pair >> 8) & 255).to(tl.float32) * _half(raw[2 * half + 1], True)
     elif kind == tl.int8 or kind == tl.uint8:
-        scale = raw[2 * step].to(tl.float32) * raw[2 * step + 1].to(tl.float32)
+        scale = raw[2 * half].to(tl.float32) * raw[2 * half + 1].to(tl.float32)
     elif kind == tl.int32:
-        scale = _half(raw[step], False)
-        least = _half(raw[step], True)
+        scale = _half(raw[half], False)
+        least = _half(raw[half], True)
     elif EACH == 2:
-        scale = raw[2 * step]
-        least = raw[2 * step + 1]
+        scale = raw[2 * half]
+        least = raw[2 * half + 1]
     else:
-        scale = raw[step].to(tl.float32)
+        scale = raw[half].to(tl.float32)
     return scale, least
 
 
@@ -242,94 +245,90 @@ def _load_values(
 
 
 @triton.jit
-def _sums_of(words, L: tl.constexpr, STEPS: tl.constexpr, LANE: tl.constexpr):
-    """Integer sums [L, 1] of the activations of a lane: what a group's minimum is multiplied with."""
+def _sums_of(words, L: tl.constexpr, HALVES: tl.constexpr, BLOCKS: tl.constexpr):
+    """Integer sums [L, 1] of the activations of each of HALVES parts of BLOCKS 16 columns: what a group's minimum is
+    multiplied with."""
     ones = tl.full((L, 1, 4), 0x01010101, tl.int32)
-    halves: tl.constexpr = LANE // 16
     sums = ()
-    for step in tl.static_range(STEPS):
+    for half in tl.static_range(HALVES):
         high = tl.zeros((L, 1, 4), tl.int32)
         low = high
-        for half in tl.static_range(halves):
-            high = dp4a(ones, words[(step * halves + half) * 2], high)
-            low = dp4a(ones, words[(step * halves + half) * 2 + 1], low)
+        for block in tl.static_range(BLOCKS):
+            high = dp4a(ones, words[(half * BLOCKS + block) * 2], high)
+            low = dp4a(ones, words[(half * BLOCKS + block) * 2 + 1], low)
         sums = sums + (tl.sum(high * 256 + low, 2),)
     return sums
 
 
 @triton.jit
-def _look_up(codes, blend, TABLE: tl.constexpr, FIRST: tl.constexpr):
-    """Four nibbles -> four bytes of a table: entries 0..7 and 8..15 by the low bits, one of them by the high bit."""
+def _look_up(tile, block: tl.constexpr, TABLE: tl.constexpr, FIRST: tl.constexpr):
+    """Bytes of a table for four nibbles: entries 0..7 and 8..15 by their low bits, one of the two by the high bit."""
+    codes = (tile & 0x77777777) >> (16 * block)
     low = permute_bytes(TABLE[FIRST], TABLE[FIRST + 1], codes)
     high = permute_bytes(TABLE[FIRST + 2], TABLE[FIRST + 3], codes)
-    return permute_bytes(low, high, blend)
+    return permute_bytes(low, high, (((tile >> 1) & 0x44444444) | 0x32103210) >> (16 * block))
 
 
 @triton.jit
-def _table_product(tile, words, step: tl.constexpr, zero, TABLE: tl.constexpr):
-    """Codes of a table times a lane of 32 columns, in the table's unit: int32 [L, BN, 4].
-
-    A table of one plane is exact. Of two, the product of both low bytes is left out: 2^-16 of the largest.
-    """
-    codes = tile & 0x77777777
-    blend = ((tile >> 1) & 0x44444444) | 0x32103210
-    high = zero
-    low = zero
-    for half in tl.static_range(2):
-        x_high = words[step * 4 + half * 2]
-        x_low = words[step * 4 + half * 2 + 1]
-        weight = _look_up(codes >> (16 * half), blend >> (16 * half), TABLE, 0)
-        high = dp4a(weight, x_high, high)
-        low = dp4a(weight, x_low, low)
-        if len(TABLE) == 8:
-            fine = _look_up(codes >> (16 * half), blend >> (16 * half), TABLE, 4)
-            low = dp4a(fine, x_high, low)
-    return high * 256 + low
+def _bytes_of(tile, block: tl.constexpr, CODEC: tl.constexpr, TABLE: tl.constexpr):
+    """The signed bytes of four columns in words of codes, of one of a lane's blocks of 16 columns."""
+    if CODEC == "i8" or CODEC == "i8m":
+        return tile
+    elif CODEC == "u4":
+        return (tile >> (4 * block)) & 0x0F0F0F0F
+    elif CODEC == "i4":  # 16 times the code: its sign is the byte's
+        return (tile << (4 - 4 * block)) & -0x0F0F0F10
+    else:
+        return _look_up(tile, block, TABLE, 0)
 
 
 @triton.jit
 def _product(
     tiles, raw, words, factors, sums,
     L: tl.constexpr, BN: tl.constexpr, STEPS: tl.constexpr, CODEC: tl.constexpr, GROUP: tl.constexpr,
-    EACH: tl.constexpr, TABLE: tl.constexpr, UNIT: tl.constexpr,
+    LANE: tl.constexpr, EACH: tl.constexpr, TABLE: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """One block of rows times x: fp32 [BN]. For floats `words` holds x."""
+    """One block of rows times x: fp32 [BN]. For floats `words` holds x.
+
+    Of a table of two planes, the product of both low bytes is left out: 2^-16 of the largest.
+    """
     total = tl.zeros((L, BN), tl.float32)
+    PLAIN: tl.constexpr = CODEC == "f16" or CODEC == "bf16" or CODEC == "f32"
     ROWS: tl.constexpr = GROUP == 0 and EACH == 1
-    for step in tl.static_range(STEPS):
-        zero = tl.zeros((L, BN, 4), tl.int32)
-        if CODEC == "f16" or CODEC == "bf16" or CODEC == "f32":
+    HALVES: tl.constexpr = 2 if GROUP == 16 and LANE == 32 else 1
+    BLOCKS: tl.constexpr = LANE // 16 // HALVES
+    for half in tl.static_range(STEPS * HALVES):
+        step = half // HALVES
+        if PLAIN:
             total += tl.sum(tiles[step].to(tl.float32) * words[step], 2)
         else:
             if CODEC == "e4m3":
                 part = tl.zeros((L, BN, 4), tl.float32)
                 for byte in tl.static_range(4):
                     part += e4m3_value((tiles[step] >> (8 * byte)) & 255) * words[step * 4 + byte]
-            elif CODEC == "i8" or CODEC == "i8m":
-                part = dp4a(tiles[step], words[step * 2], zero) * 256
-                part += dp4a(tiles[step], words[step * 2 + 1], zero)
-            elif CODEC == "u4" or CODEC == "i4":
-                if CODEC == "u4":
-                    even = tiles[step] & 0x0F0F0F0F
-                    odd = (tiles[step] >> 4) & 0x0F0F0F0F
-                else:  # 16 times the code: its sign is the byte's
-                    even = (tiles[step] << 4) & -0x0F0F0F10
-                    odd = tiles[step] & -0x0F0F0F10
-                part = dp4a(odd, words[step * 4 + 2], dp4a(even, words[step * 4], zero)) * 256
-                part += dp4a(odd, words[step * 4 + 3], dp4a(even, words[step * 4 + 1], zero))
             else:
-                part = _table_product(tiles[step], words, step, zero, TABLE)
+                high = tl.zeros((L, BN, 4), tl.int32)
+                low = high
+                for block in tl.static_range(BLOCKS):
+                    own = half % HALVES * BLOCKS + block
+                    x_high = words[(half * BLOCKS + block) * 2]
+                    codes = _bytes_of(tiles[step], own, CODEC, TABLE)
+                    high = dp4a(codes, x_high, high)
+                    low = dp4a(codes, words[(half * BLOCKS + block) * 2 + 1], low)
+                    if len(TABLE) == 8:
+                        low = dp4a(_look_up(tiles[step], own, TABLE, 4), x_high, low)
+                part = high * 256 + low
             product = tl.sum(part, 2).to(tl.float32)
             if not ROWS:
-                scale, least = _numbers(raw, step, EACH)
+                scale, least = _numbers(raw, half, EACH)
                 product *= scale * UNIT
                 if EACH == 2:
-                    product += sums[step].to(tl.float32) * least
+                    product += sums[half].to(tl.float32) * least
             if CODEC != "e4m3":
                 product *= factors[step]
             total += product
     result = tl.sum(total, 0)
-    if ROWS and CODEC != "f16" and CODEC != "bf16" and CODEC != "f32":
+    if ROWS and not PLAIN:
         result = result * (raw[0].to(tl.float32) * UNIT)
     return result
 
@@ -350,6 +349,7 @@ def gemv_kernel(
     PAIRS: tl.constexpr = EPILOGUE == "gate"
     PLAIN: tl.constexpr = CODEC == "f16" or CODEC == "bf16" or CODEC == "f32"
     EACH: tl.constexpr = 2 if CODEC == "u4" or CODEC == "i8m" else 1
+    HALVES: tl.constexpr = 2 if GROUP == 16 and LANE == 32 else 1
     first = (cta * blocks) // ctas
     last = ((cta + 1) * blocks) // ctas
     # Pairs end where gate's rows do; their partners are then in range too.
@@ -380,7 +380,7 @@ def gemv_kernel(
         if INPUT == "normed":
             norm = tl.rsqrt(tl.sum(squares) / K + eps)
     if EACH == 2:
-        sums = _sums_of(words, L, STEPS, LANE)
+        sums = _sums_of(words, L, STEPS * HALVES, LANE // 16 // HALVES)
 
     top = tl.full((BN,), float("-inf"), tl.float32)
     top_ids = tl.zeros((BN,), tl.int32)
@@ -393,7 +393,9 @@ def gemv_kernel(
         next_raw = raw
         if not PLAIN:
             next_raw = _load_scales(scales, next_rows, wanted, C, L, STEPS, LANE, GROUP, EACH)
-        result = _product(tiles, raw, words, factors, sums, L, BN, STEPS, CODEC, GROUP, EACH, TABLE, UNIT)
+        result = _product(
+            tiles, raw, words, factors, sums, L, BN, STEPS, CODEC, GROUP, LANE, EACH, TABLE, UNIT
+        )
         if INPUT == "normed":
             result *= norm
         if BIAS:

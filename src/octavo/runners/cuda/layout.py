@@ -115,10 +115,11 @@ def encoding_of(format: Format) -> Encoding | None:
         return None
     if isinstance(format, Affine) and format.ordered:
         return None
-    # A lane of 16 bytes has one scale.
-    if (format.group_size or 0) % (128 // CODE_BITS[codec]):
+    # A lane of 16 bytes has one scale, or one for each of its two blocks of 16 columns.
+    group = format.group_size or 0
+    if group % (128 // CODE_BITS[codec]) and group != 16:
         return None
-    return Encoding(codec, format.group_size or 0, scales)
+    return Encoding(codec, group, scales)
 
 
 def padded(columns: int) -> int:
