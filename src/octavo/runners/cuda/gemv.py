@@ -298,25 +298,27 @@ def _product(
     HALVES: tl.constexpr = 2 if GROUP == 16 and LANE == 32 else 1
     BLOCKS: tl.constexpr = LANE // 16 // HALVES
     for half in tl.static_range(STEPS * HALVES):
-        step = half // HALVES
         if PLAIN:
-            total += tl.sum(tiles[step].to(tl.float32) * words[step], 2)
+            total += tl.sum(tiles[half // HALVES].to(tl.float32) * words[half // HALVES], 2)
         else:
             if CODEC == "e4m3":
                 part = tl.zeros((L, BN, 4), tl.float32)
                 for byte in tl.static_range(4):
-                    part += e4m3_value((tiles[step] >> (8 * byte)) & 255) * words[step * 4 + byte]
+                    part += e4m3_value((tiles[half // HALVES] >> (8 * byte)) & 255) * words[half * 4 + byte]
             else:
                 high = tl.zeros((L, BN, 4), tl.int32)
                 low = high
                 for block in tl.static_range(BLOCKS):
-                    own = half % HALVES * BLOCKS + block
                     x_high = words[(half * BLOCKS + block) * 2]
-                    codes = _bytes_of(tiles[step], own, CODEC, TABLE)
+                    codes = _bytes_of(tiles[half // HALVES], half % HALVES * BLOCKS + block, CODEC, TABLE)
                     high = dp4a(codes, x_high, high)
                     low = dp4a(codes, words[(half * BLOCKS + block) * 2 + 1], low)
                     if len(TABLE) == 8:
-                        low = dp4a(_look_up(tiles[step], own, TABLE, 4), x_high, low)
+                        low = dp4a(
+                            _look_up(tiles[half // HALVES], half % HALVES * BLOCKS + block, TABLE, 4),
+                            x_high,
+                            low,
+                        )
                 part = high * 256 + low
             product = tl.sum(part, 2).to(tl.float32)
             if not ROWS:
@@ -325,7 +327,7 @@ def _product(
                 if EACH == 2:
                     product += sums[half].to(tl.float32) * least
             if CODEC != "e4m3":
-                product *= factors[step]
+                product *= factors[half // HALVES]
             total += product
     result = tl.sum(total, 0)
     if ROWS and not PLAIN:
