@@ -26,7 +26,7 @@ from octavo.runners.cuda.decode_attention import (
 from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNorm, Linear, Matrix
 from octavo.runners.cuda.embedding import embed
 from octavo.runners.cuda.feed_forward import feed_forward
-from octavo.runners.cuda.gemv import Add, Epilogue, Logits, Vector, gemv, grid_of, shuffle
+from octavo.runners.cuda.gemv import Add, Epilogue, Logits, Vector, ahead_of, gemv, grid_of, shuffle
 from octavo.runners.cuda.kv_cache import LayerCache
 from octavo.runners.cuda.layout import padded
 from octavo.runners.cuda.norm import Planes, join_residual
@@ -35,6 +35,8 @@ from octavo.runners.cuda.rows_linear import rows_linear
 from octavo.runners.cuda.tiles import Key, Tile, tile_for
 from octavo.runners.cuda.user_tiles import user_tiles
 
+FETCH_AHEAD = True
+SPREAD = True
 PREFETCH_BYTES = 16 << 20
 """Of gate and up, while attention runs: a third of the L2 cache of an H100, where it was measured best."""
 
@@ -149,7 +151,8 @@ class DecodeStep:
             x = self._join(y, post, layer.pre_mixer, multiplier, layer.qkv)
             self._attend(index, layer, x)
             x = self._join(self._y, layer.post_mixer, layer.pre_ffn, scale, layer.gate_up)
-            self._feed(layer, x)
+            following = model.layers[index + 1].qkv if index + 1 < len(model.layers) else model.head
+            self._feed(layer, x, following)
             y, post, multiplier = self._y, layer.post_ffn, scale
         x = self._join(y, post, model.final_norm, multiplier, model.head)
         self._project(x)
@@ -196,6 +199,10 @@ class DecodeStep:
         shuffled = self._one and not layer.o.takes_values
         codes = layer.o.parts[0].codes, layer.gate_up.parts[0].codes
         fetch_ahead = self._one and self._card.l2_bytes >= 2 * PREFETCH_BYTES
+        part = layer.gate_up.parts[0]
+        kind = self._kind_of(layer.gate_up)
+        ctas = grid_of(part, self._tile(part), kind, self._card.multiprocessors)[0]
+        segments = ctas * (2 if kind == "gate" else 1) if SPREAD else 1
         decode_attention(
             layer,
             self._caches[index],
@@ -205,32 +212,41 @@ class DecodeStep:
             self._sums,
             mixed,
             self._splits[index],
-            prefetch=Prefetch(*codes, PREFETCH_BYTES) if fetch_ahead else None,
+            prefetch=Prefetch(*codes, PREFETCH_BYTES, segments) if fetch_ahead else None,
             shuffled=shuffled,
             pdl=self._card.pdl,
         )
-        self._add(layer, layer.o, self._between(mixed, shuffled))
+        self._add(layer, layer.o, self._between(mixed, shuffled), None if SPREAD else layer.gate_up)
 
-    def _feed(self, layer: DeviceLayer, x: Vector | torch.Tensor) -> None:
+    def _feed(self, layer: DeviceLayer, x: Vector | torch.Tensor, following: Linear) -> None:
         ffn = layer.spec.ffn
         assert isinstance(ffn, DenseMLP), "others are declined"
         fed = self._view(self._fed, padded(ffn.hidden_size))
         shuffled = self._one and not layer.down.takes_values
         if self._one and len(layer.gate_up.parts) == 1:
             kind: Epilogue = "gate" if ffn.gated else "activate"
-            self._linear(layer.gate_up, x, fed, kind, ffn.activation, shuffled=shuffled)
+            self._linear(layer.gate_up, x, fed, kind, ffn.activation, shuffled=shuffled, following=layer.down)
         else:
             both = self._view(self._both, layer.gate_up.rows)
             self._linear(layer.gate_up, x, both)
             feed_forward(both, fed, ffn, shuffled=shuffled, pdl=self._card.pdl)
-        self._add(layer, layer.down, self._between(fed, shuffled))
+        self._add(layer, layer.down, self._between(fed, shuffled), following)
 
-    def _add(self, layer: DeviceLayer, linear: Linear, x: Vector | torch.Tensor) -> None:
+    def _add(
+        self, layer: DeviceLayer, linear: Linear, x: Vector | torch.Tensor, following: Linear | None
+    ) -> None:
         """The end of a block: to the residual stream, or to `y` for the next `_join`."""
         if self._chain:
-            self._linear(linear, x, self._h, Add(layer.spec.residual_multiplier), shuffled=True)
+            self._linear(
+                linear,
+                x,
+                self._h,
+                Add(layer.spec.residual_multiplier),
+                shuffled=True,
+                following=following,
+            )
         else:
-            self._linear(linear, x, self._y)
+            self._linear(linear, x, self._y, following=following)
 
     def _between(self, values: torch.Tensor, shuffled: bool) -> Vector | torch.Tensor:
         """An intermediate vector as the next linear takes it."""
@@ -266,7 +282,12 @@ class DecodeStep:
         activation: str = "silu",
         *,
         shuffled: bool = False,
+        following: Linear | None = None,
     ) -> None:
+        ahead = None
+        if following is not None and self._one and FETCH_AHEAD:
+            part = following.parts[0]
+            ahead = ahead_of(part, self._tile(part), self._kind_of(following), self._card.multiprocessors)
         first = 0
         for part in linear.parts:
             if isinstance(x, Vector):
@@ -280,6 +301,7 @@ class DecodeStep:
                     epilogue=epilogue,
                     activation=activation,
                     shuffled=shuffled,
+                    ahead=ahead,
                 )
             else:
                 rows_linear(part, x, out[:, first:])
@@ -295,6 +317,11 @@ class DecodeStep:
             gain = torch.nn.functional.pad(norm.gain, (0, padded(width) - width))
             inputs[id(norm)] = Vector("normed", self._h, scales=shuffle(gain), norm_width=width, eps=norm.eps)
         return inputs
+
+    def _kind_of(self, linear: Linear) -> Epilogue:
+        """Of the gemv of a linear, as far as it matters for its grid."""
+        gates = any(linear is layer.gate_up and layer.spec.ffn.gated for layer in self._model.layers)
+        return "gate" if gates and len(linear.parts) == 1 else "store"
 
     def _tile(self, matrix: Matrix) -> Tile:
         return tile_for(self._card.name, matrix.encoding, matrix.rows, matrix.columns, self._card.tiles)

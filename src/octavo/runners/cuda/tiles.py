@@ -36,7 +36,8 @@ def tile_for(
 ) -> Tile:
     """The tile of a [rows, columns] matrix, `columns` padded; the user's go before the measured ones."""
     key = key_of(encoding, rows, columns)
-    found = (users or {}).get(key) or measured_tiles(family_of(card)).get(key)
+    measured = measured_tiles(family_of(card))
+    found = (users or {}).get(key) or measured.get(key) or _like(measured, key)
     return found or _default(encoding.codec, rows, columns)
 
 
@@ -50,12 +51,23 @@ def family_of(card: str) -> str:
     return "hopper" if "H100" in card or "H200" in card else card
 
 
+def _like(table: Mapping[Key, Tile], key: Key) -> Tile | None:
+    """The tile of the same shape in another codec of as many bits, or with other groups."""
+    for (codec, _, rows, columns), tile in table.items():
+        if (CODE_BITS[codec], rows, columns) == (CODE_BITS[key[0]], *key[2:]):
+            return tile
+    return None
+
+
 def _default(codec: Codec, rows: int, columns: int) -> Tile:
-    """Lanes for a row in one step up to 256, few enough codes a thread for its registers."""
-    lanes = 1 << max(4, (columns // LANE_COLUMNS[codec] - 1).bit_length())
-    lanes = min(lanes, 256)
-    tall = 4 if rows >= 4096 else 2
-    return Tile(lanes, tall, max(1, lanes // 32), 4)
+    """Eight times 16 bytes of codes a thread at once, or fewer: twice that fits its registers."""
+    lanes = 1 << max(5, (columns // LANE_COLUMNS[codec] - 1).bit_length())
+    if CODE_BITS[codec] > 8:
+        lanes = min(lanes, 256)
+        return Tile(lanes, 4 if rows >= 4096 else 2, lanes // 32, 4)
+    lanes = min(max(32, lanes // 2), 256)
+    steps = -(-columns // (LANE_COLUMNS[codec] * lanes))
+    return Tile(lanes, max(2, 8 >> (steps - 1).bit_length()), lanes // 32, max(2, 512 // lanes))
 
 
 _MEASURED: Mapping[str, dict[Key, Tile]] = {
@@ -65,10 +77,11 @@ _MEASURED: Mapping[str, dict[Key, Tile]] = {
         ("i8", 64, 4096, 2304): Tile(64, 8, 2, 6),
         ("i8", 64, 2304, 2048): Tile(128, 4, 4, 3),
         ("i8", 64, 256000, 2304): Tile(64, 4, 2, 6),
-        ("i8", 64, 28672, 4096): Tile(256, 4, 8, 8),
+        ("i8", 64, 28672, 4096): Tile(128, 4, 4, 4),
         ("i8", 64, 4096, 14336): Tile(256, 2, 8, 2),
-        ("i8", 64, 6144, 4096): Tile(128, 4, 4, 8),
+        ("i8", 64, 6144, 4096): Tile(128, 4, 4, 6),
         ("i8", 64, 4096, 4096): Tile(128, 4, 4, 4),
+        ("i8", 64, 128256, 4096): Tile(128, 4, 4, 8),
         ("i8", 64, 16384, 2048): Tile(128, 4, 4, 8),
         ("i8", 64, 2048, 8192): Tile(256, 2, 8, 4),
         ("i8", 64, 3072, 2048): Tile(64, 2, 2, 16),
@@ -88,6 +101,10 @@ _MEASURED: Mapping[str, dict[Key, Tile]] = {
         ("i8", 0, 3072, 2048): Tile(32, 2, 1, 16),
         ("i8", 0, 2048, 2048): Tile(128, 8, 4, 2),
         ("i8", 0, 128256, 2048): Tile(128, 8, 4, 16),
+        ("i4", 128, 28672, 4096): Tile(128, 16, 8, 2),
+        ("i4", 128, 4096, 14336): Tile(256, 4, 8, 2),
+        ("i4", 128, 6144, 4096): Tile(128, 16, 8, 1),
+        ("i4", 128, 4096, 4096): Tile(128, 16, 8, 1),
         ("u4", 32, 18432, 2304): Tile(32, 2, 1, 12),
         ("u4", 32, 2304, 9216): Tile(256, 2, 8, 2),
         ("u4", 32, 4096, 2304): Tile(32, 2, 1, 8),
