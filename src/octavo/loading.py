@@ -111,6 +111,7 @@ def load_backend(
     plan, kind = model.plan, _kind(model)
     enter = on_state or (lambda _: None)
     enter("loading")
+    kind.preload(plan.config)
     weights = stored_weights(model, progress)
     enter("warming")
     try:

@@ -21,7 +21,9 @@ from octavo.runners.cuda.decode import Card, DecodeStep
 from octavo.runners.cuda.decode_attention import Sequences
 from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNorm, Linear, Matrix
 from octavo.runners.cuda.kv_cache import make_cache
+from octavo.runners.cuda.laws import SlotLaws
 from octavo.runners.cuda.layout import Encoding
+from octavo.runners.cuda.sampling import SampleStep
 
 HIDDEN, HEADS, KV_HEADS, DIM, FED, VOCABULARY = 256, 4, 2, 256, 512, 8192 + 5
 CPU = torch.device("cpu")
@@ -98,6 +100,7 @@ def launch_all(encoding: Encoding, capability: int, *, chain: bool) -> None:
     caches = make_cache(model.spec, [4], torch.bfloat16, CPU)
     card = Card("any", 80, capability >= 90, 40 << 20)
     slots = torch.zeros(3, dtype=torch.int32)
+    laws = SlotLaws.empty(2, VOCABULARY, CPU)
     for count in (1, 2):
         sequences = Sequences(slots[:count], slots, (torch.zeros((3, 256), dtype=torch.int32),), 2)
         step = DecodeStep(
@@ -105,6 +108,9 @@ def launch_all(encoding: Encoding, capability: int, *, chain: bool) -> None:
         )
         step.forward()
         step.pick()
+        law = SampleStep(laws, slots, slots.clone(), count, multiprocessors=card.multiprocessors)
+        law.launch()
+        law.launch_logprobs()
     chunks = ChunkModel(model, caches, torch.bfloat16)
     chunks.forward(torch.zeros(80, dtype=torch.int32), 0, (slots,))
 

@@ -6,8 +6,11 @@ It has to be chosen before they are imported.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -116,3 +119,16 @@ def _tensor(array: np.ndarray, codec: str) -> torch.Tensor:
     if codec and flat.element_size() == 1:
         return flat.view(torch.int32)
     return flat.view(torch.bfloat16) if codec == "bf16" else flat
+
+
+@pytest.fixture(scope="session")
+def tiny_models() -> ModuleType:
+    """tests/runners_cpu/conftest.py: MODELS, make_tiny, Driver, runner_config."""
+    path = Path(__file__).parents[1] / "runners_cpu" / "conftest.py"
+    spec = spec_from_file_location("tiny_models", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules["tiny_models"] = module
+    spec.loader.exec_module(module)
+    return module

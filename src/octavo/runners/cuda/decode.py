@@ -29,6 +29,7 @@ from octavo.runners.cuda.feed_forward import feed_forward
 from octavo.runners.cuda.gemv import Add, Epilogue, Logits, Vector, ahead_of, gemv, grid_of, shuffle
 from octavo.runners.cuda.kv_cache import LayerCache
 from octavo.runners.cuda.layout import padded
+from octavo.runners.cuda.low_rank import Adapters
 from octavo.runners.cuda.norm import Planes, join_residual
 from octavo.runners.cuda.pick import PIECE_TOKENS, best_of_rows, pick
 from octavo.runners.cuda.rows_linear import rows_linear
@@ -76,7 +77,9 @@ class DecodeStep:
         context_tokens: int,
         compute_dtype: torch.dtype,
         card: Card,
+        adapters: Adapters | None = None,
     ) -> None:
+        """`adapters`: rows may have one; a single row is then computed as a batch is."""
         self._model = model
         self._caches = caches
         self._sequences = sequences
@@ -85,7 +88,8 @@ class DecodeStep:
         spec = model.spec
         count = sequences.slots.shape[0]
         device = last_tokens.device
-        self._one = count == 1
+        self._adapters = adapters
+        self._one = count == 1 and adapters is None
         self._slots: tuple[int, ...] = ()
 
         def buffer(width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -130,7 +134,9 @@ class DecodeStep:
         if slots == self._slots:
             return
         filled = [*slots, *[self._sequences.spare_slot] * (len(self.sampled) - len(slots))]
-        self._sequences.slots.copy_(torch.tensor(filled, dtype=torch.int32))
+        rows = torch.tensor(filled, dtype=torch.int32)
+        # Pinned, since a copy from other memory waits for the stream; torch keeps the block until it is done.
+        self._sequences.slots.copy_(rows.pin_memory() if self.sampled.is_cuda else rows, non_blocking=True)
         self._slots = slots
 
     def forward(self) -> None:
@@ -271,6 +277,8 @@ class DecodeStep:
             )
         else:
             rows_linear(head, x, self.logits)
+            if self._adapters is not None:
+                self._adapters.add_rows(self._model.head, x, self.logits, self._sequences.slots)
             finish_logits(self.logits, spec)
 
     def _linear(
@@ -306,6 +314,8 @@ class DecodeStep:
             else:
                 rows_linear(part, x, out[:, first:])
             first += part.rows
+        if self._adapters is not None and isinstance(x, torch.Tensor):
+            self._adapters.add_rows(linear, x, out, self._sequences.slots)
 
     def _chain_inputs(self) -> dict[int, Vector]:
         """By the id of each norm before a block: what its linear takes."""

@@ -1,13 +1,14 @@
 """A packed model on the device: matrices as their layout stores them, norms with their offset added, rope tables.
 
-Weights go from the mapped cache through one pinned buffer, a piece at a time, so the host holds no copy.
+Weights go from the mapped cache to the device piece by piece (`upload`), so the host holds no copy.
 Shape letters: N output rows, K input columns, C padded columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,9 +20,8 @@ from octavo.quant.codebook import Codebook
 from octavo.quant.format import Format
 from octavo.runners.bundles import VECTORS, bundle_name, part_name, vector_places
 from octavo.runners.cuda.layout import Encoding, encoding_of, padded
+from octavo.runners.cuda.upload import Uploads
 from octavo.weights import StoredBundle, WeightStore
-
-_STAGING_BYTES = 32 << 20
 
 _PLAIN_DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 _SCALE_DTYPES = {
@@ -137,19 +137,25 @@ def load_model(
     spec: ModelSpec, weights: WeightStore, context_tokens: int, device: torch.device
 ) -> DeviceModel:
     """Copies every bundle to the device and releases it."""
-    return _Loader(spec, weights, context_tokens, device).load()
+    with Uploads(device) as uploads:
+        return _Loader(spec, weights, context_tokens, uploads, device).load()
 
 
 class _Loader:
     def __init__(
-        self, spec: ModelSpec, weights: WeightStore, context_tokens: int, device: torch.device
+        self,
+        spec: ModelSpec,
+        weights: WeightStore,
+        context_tokens: int,
+        uploads: Uploads,
+        device: torch.device,
     ) -> None:
         self._spec = spec
         self._weights = weights
         self._context_tokens = context_tokens
+        self._uploads = uploads
         self._device = device
-        self._staging = torch.empty(_STAGING_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self._bytes = 0
+        self._tables_bytes = 0
         self._vectors: dict[str, torch.Tensor] = {}
         self._tables: dict[str, torch.Tensor] = {}
         self._angles: dict[Rope, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -158,7 +164,9 @@ class _Loader:
         spec = self._spec
         if VECTORS in self._weights:
             bundle = self._weights[VECTORS]
-            flat = self._upload([bundle.arrays[VECTORS]]).view(torch.float32)
+            # Norms are made from them on the host: a copy, since they are small.
+            flat = torch.from_numpy(np.array(bundle.arrays[VECTORS], np.float32).reshape(-1)).to(self._device)
+            self._tables_bytes += flat.nbytes
             for parameter, start in vector_places(bundle.parameters):
                 self._vectors[parameter.name] = flat[start : start + parameter.shape[0]]
             self._weights.release(VECTORS)
@@ -166,11 +174,12 @@ class _Loader:
         layers = tuple(self._layer(f"layers.{i}.", layer) for i, layer in enumerate(spec.layers))
         head_bias = ["head.bias"] if spec.head_bias else None
         if spec.tied_head:
-            head = Linear((_with_bias(embedding.parts[0], self._bias(head_bias)),))
+            head = Linear((replace(embedding.parts[0], bias=self._bias(head_bias)),))
         else:
             head = self._linear(["head"], head_bias)
         final_norm = self._norm("final_norm", spec.final_norm)
-        return DeviceModel(spec, embedding.parts[0], layers, final_norm, head, self._bytes)
+        nbytes = self._uploads.nbytes + self._tables_bytes
+        return DeviceModel(spec, embedding.parts[0], layers, final_norm, head, nbytes)
 
     def _layer(self, prefix: str, spec: LayerSpec) -> DeviceLayer:
         mixer, ffn = spec.mixer, spec.ffn
@@ -217,7 +226,7 @@ class _Loader:
             part_bias = None if bias is None else bias[first : first + rows]
             parts.append(self._matrix(bundle, group, part_bias))
             first += rows
-        self._weights.release(bundle.name)
+        self._uploads.then(partial(self._weights.release, bundle.name))
         floats = [part.encoding.takes_values for part in parts]
         if any(floats) and not all(floats):
             raise IncompatibleModelError(
@@ -238,11 +247,11 @@ class _Loader:
         def arrays(kind: str) -> list[np.ndarray]:
             return [bundle.arrays[f"{part_name(parameter)}_{kind}"] for parameter, _ in members]
 
-        codes = self._upload(arrays("codes")).view(_PLAIN_DTYPES.get(encoding.codec, torch.int32))
+        codes = self._uploads.upload(arrays("codes")).view(_PLAIN_DTYPES.get(encoding.codec, torch.int32))
         if encoding.scales == "none":
             scales = torch.empty(0, dtype=torch.float32, device=self._device)
         else:
-            scales = self._upload(arrays("scales")).view(_SCALE_DTYPES[encoding.scales])
+            scales = self._uploads.upload(arrays("scales")).view(_SCALE_DTYPES[encoding.scales])
         assert codes.nbytes == rows * encoding.code_bytes(columns)
         assert scales.nbytes == rows * encoding.scale_bytes(columns)
         return Matrix(encoding, rows, columns, codes, scales, bias, self._table(members[0][1]))
@@ -256,19 +265,6 @@ class _Loader:
 
     def _bundle(self, name: str) -> StoredBundle:
         return self._weights[bundle_name(Parameter(f"{name}.weight", (0, 0), "matrix", ""))]
-
-    def _upload(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
-        """The arrays' bytes, one after the other."""
-        whole = torch.empty(sum(array.nbytes for array in arrays), dtype=torch.uint8, device=self._device)
-        place = 0
-        for piece in _pieces(arrays, len(self._staging)):
-            staged = self._staging[: len(piece)]
-            np.copyto(staged.numpy(), piece)
-            # Not asynchronous: the buffer is filled again at once.
-            whole[place : place + len(piece)].copy_(staged)
-            place += len(piece)
-        self._bytes += whole.nbytes
-        return whole
 
     def _bias(self, names: Sequence[str] | None) -> torch.Tensor | None:
         if names is None:
@@ -288,16 +284,5 @@ class _Loader:
             tables = (angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor)
             made = [table.to(self._device) for table in tables]
             self._angles[rope] = (made[0], made[1])
-            self._bytes += made[0].nbytes + made[1].nbytes
+            self._tables_bytes += made[0].nbytes + made[1].nbytes
         return self._angles[rope]
-
-
-def _with_bias(matrix: Matrix, bias: torch.Tensor | None) -> Matrix:
-    return replace(matrix, bias=bias)
-
-
-def _pieces(arrays: Sequence[np.ndarray], most_bytes: int) -> Iterator[np.ndarray]:
-    for array in arrays:
-        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        for first in range(0, len(flat), most_bytes):
-            yield flat[first : first + most_bytes]

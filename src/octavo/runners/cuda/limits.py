@@ -47,5 +47,7 @@ def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
     slots = config.max_slots * 4 * spec.vocab_size
     splits = 64 * max(layer.mixer.heads * (layer.mixer.head_dim + 1) for layer in spec.layers)
     decode = rows * 4 * (spec.vocab_size + splits + widest)
+    # Scores, mask and pieces of a row that is sampled; counts and biases of a slot, the spare one too.
+    sampling = rows * int(4.25 * spec.vocab_size) + (config.max_slots + 1) * 8 * spec.vocab_size
     tables = rotation_bytes(spec, config.context_tokens)
-    return DEQUANTIZED_BYTES + max(chunk, logits) + decode + slots + tables
+    return DEQUANTIZED_BYTES + max(chunk, logits) + decode + sampling + slots + tables

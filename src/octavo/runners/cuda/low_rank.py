@@ -148,6 +148,8 @@ class Adapters:
 
     def add_rows(self, linear: Linear, x: torch.Tensor, out: torch.Tensor, slots: torch.Tensor) -> None:
         """Launch the addends of a decode step's rows: x [B, C], `out` [B, N], `slots` int32 [B]."""
+        if not linear.members:
+            return
         places = self._places[linear.members]
         rows, parts = x.shape[0], len(places.names)
         inner = torch.empty((rows, parts, MOST_RANK), device=x.device)

@@ -17,7 +17,7 @@ from octavo.runners.base import RunnerConfig
 from octavo.runners.cuda.decode import Card, DecodeStep, card_of
 from octavo.runners.cuda.decode_attention import Sequences
 from octavo.runners.cuda.device_model import DeviceModel, Matrix, load_model
-from octavo.runners.cuda.graphs import StepGraphs
+from octavo.runners.cuda.graphs import Graphs
 from octavo.runners.cuda.kv_cache import make_cache
 from octavo.runners.cuda.tiles import LANE_COLUMNS, Key, Tile, key_of, tile_for
 from octavo.weights import WeightStore
@@ -112,16 +112,15 @@ class _StepTimer:
             compute_dtype=self._dtype,
             card=replace(self.card, tiles={**self.card.tiles, **tiles}),
         )
-        graphs = StepGraphs(lambda _: step, capturing=True)
-        graphs.step(1)
-        graphs.forward(1)
+        graphs = Graphs(capturing=True)
+        graphs.run("step", step.forward)
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         taken = []
         for _ in range(_ROUNDS + 1):  # the first one captures
             self._positions.fill_(_PAGES * KV_PAGE_TOKENS // 2)
             begin.record()
             for _ in range(_STEPS):
-                graphs.forward(1)
+                graphs.run("step", step.forward)
             end.record()
             torch.cuda.synchronize()
             taken.append(begin.elapsed_time(end) / _STEPS)
