@@ -30,6 +30,12 @@ CPU = torch.device("cpu")
 ENCODINGS = {
     "i8": Encoding("i8", 64, "f16"),
     "u4": Encoding("u4", 32, "f16"),
+    "int4": Encoding("u4", 32, "u8*f16"),
+    "i4": Encoding("i4", 128, "f16"),
+    "nf4": Encoding("nf4", 64, "f32"),
+    "iq4": Encoding("iq4", 32, "i8*f16"),
+    "i8m": Encoding("i8m", 32, "f16"),
+    "e4m3": Encoding("e4m3", 128, "f32"),
     "bf16": Encoding("bf16", 0, "none"),
 }
 
@@ -50,19 +56,22 @@ class NoCard:
         return 0
 
 
-def model_of(encoding: Encoding) -> DeviceModel:
+def model_of(encoding: Encoding, *, chain: bool) -> DeviceModel:
+    """`chain`: nothing but rms norms before the blocks."""
     rms, layernorm = Norm("rms", 1e-6), Norm("layernorm", 1e-6, bias=True)
     rope = Rope("default", 1e4, DIM, tuple(1.0 for _ in range(DIM // 2)))
     mixer = Attention(HEADS, KV_HEADS, DIM, 0.1, rope, window=4096, softcap=50.0, qk_norm=rms)
-    layer = LayerSpec(LayerNorms(rms, rms, layernorm, None), mixer, DenseMLP(FED, "gelu_tanh"))
+    norms = LayerNorms(rms, None, rms, None) if chain else LayerNorms(rms, rms, layernorm, None)
+    layer = LayerSpec(norms, mixer, DenseMLP(FED, "gelu_tanh"))
     spec = ModelSpec("tiny", VOCABULARY, HIDDEN, (layer,), rms, 8192, False, final_softcap=30.0)
 
     def matrix(rows: int, columns: int) -> Matrix:
         words = torch.zeros(rows * encoding.code_bytes(columns) // 4, dtype=torch.int32)
         codes = words.view(torch.bfloat16) if encoding.codec == "bf16" else words
-        scales = torch.zeros(rows * encoding.scale_bytes(columns) // 2, dtype=torch.float16)
-        scales = scales.view(torch.int32) if encoding.codec == "u4" else scales
-        return Matrix(encoding, rows, columns, codes, scales, torch.zeros(rows))
+        scales = torch.zeros(rows * encoding.scale_bytes(columns), dtype=torch.uint8)
+        kinds = {"f16": torch.float16, "f32": torch.float32, "i8*f16": torch.int8}
+        scales = scales.view(kinds.get(encoding.scales, torch.uint8))
+        return Matrix(encoding, rows, columns, codes, scales, torch.zeros(rows), torch.zeros(16))
 
     def norm(kind: str = "rms", width: int = HIDDEN) -> DeviceNorm:
         return DeviceNorm(kind, 1e-6, torch.zeros(width), torch.zeros(width) if kind == "layernorm" else None)
@@ -74,8 +83,8 @@ def model_of(encoding: Encoding) -> DeviceModel:
         gate_up=Linear((matrix(2 * FED, HIDDEN),)),
         down=Linear((matrix(HIDDEN, FED),)),
         pre_mixer=norm(),
-        post_mixer=norm(),
-        pre_ffn=norm("layernorm"),
+        post_mixer=None if chain else norm(),
+        pre_ffn=norm("rms" if chain else "layernorm"),
         post_ffn=None,
         q_norm=norm(width=DIM),
         k_norm=norm(width=DIM),
@@ -86,8 +95,8 @@ def model_of(encoding: Encoding) -> DeviceModel:
     return DeviceModel(spec, matrix(VOCABULARY, HIDDEN), (device_layer,), norm(), head, 0)
 
 
-def launch_all(encoding: Encoding, capability: int) -> None:
-    model = model_of(encoding)
+def launch_all(encoding: Encoding, capability: int, *, chain: bool) -> None:
+    model = model_of(encoding, chain=chain)
     caches = make_cache(model.spec, [4], torch.bfloat16, CPU)
     card = Card("any", 80, capability >= 90, 40 << 20)
     slots = torch.zeros(3, dtype=torch.int32)
@@ -120,7 +129,8 @@ def main() -> None:
 
     JITFunction.run = compile_only
     for codec in sys.argv[2].split(","):
-        launch_all(ENCODINGS[codec], capability)
+        launch_all(ENCODINGS[codec], capability, chain=False)
+        launch_all(ENCODINGS[codec], capability, chain=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Shape letters: N output rows, K input columns, C padded columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -16,18 +16,20 @@ import torch
 from octavo.errors import IncompatibleModelError
 from octavo.models.parameters import Parameter
 from octavo.models.spec import DenseMLP, LayerSpec, ModelSpec, Norm, Rope
+from octavo.quant.codebook import Codebook
 from octavo.quant.format import Format
 from octavo.runners.bundles import VECTORS, bundle_name, part_name, vector_places
 from octavo.runners.cuda.layout import Encoding, encoding_of, padded
 from octavo.runners.cuda.upload import Uploads
 from octavo.weights import StoredBundle, WeightStore
 
-_CODE_DTYPES = {
-    "i8": torch.int32,
-    "u4": torch.int32,
+_PLAIN_DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+_SCALE_DTYPES = {
     "f16": torch.float16,
-    "bf16": torch.bfloat16,
     "f32": torch.float32,
+    "u8*f16": torch.uint8,
+    "i8*f16": torch.int8,
+    "f9z7": torch.int16,
 }
 
 
@@ -42,19 +44,23 @@ class Matrix:
     codes: torch.Tensor
     """Integer codes as int32 words, plain values as they are."""
     scales: torch.Tensor
-    """fp16 or fp32 [N, groups]; of u4 int32, a scale and a minimum; empty for plain values."""
+    """fp16 or fp32, or bytes of two-level ones, as the layout says; empty for plain values."""
     bias: torch.Tensor | None
     """fp32 [N]."""
+    table: torch.Tensor | None = None
+    """fp32 [16] of a codebook."""
 
     @property
     def elements(self) -> torch.Tensor:
         """Codes one by one, for kernels that take single columns: int8, uint8 (two of them), or values."""
-        kind = {"i8": torch.int8, "u4": torch.uint8}.get(self.encoding.codec)
-        return self.codes if kind is None else self.codes.view(kind)
+        if self.encoding.codec in ("i8", "i8m"):
+            return self.codes.view(torch.int8)
+        return self.codes if self.encoding.codec in _PLAIN_DTYPES else self.codes.view(torch.uint8)
 
     @property
-    def scale_elements(self) -> torch.Tensor:
-        return self.scales.view(torch.float16) if self.encoding.codec == "u4" else self.scales
+    def table_or_codes(self) -> torch.Tensor:
+        """The table, or anything where there is none: kernels take a pointer all the same."""
+        return self.codes if self.table is None else self.table
 
     @property
     def nbytes(self) -> int:
@@ -66,6 +72,10 @@ class Linear:
     """Matrices under one another with the same input: one, unless their formats differ."""
 
     parts: tuple[Matrix, ...]
+    members: tuple[tuple[str, int], ...] = ()
+    """Parameters that are its rows, and how many: what adapters can add to. None of a tied head."""
+    input_columns: int = 0
+    """K."""
 
     @property
     def rows(self) -> int:
@@ -76,8 +86,8 @@ class Linear:
         return self.parts[0].columns
 
     @property
-    def is_plain(self) -> bool:
-        return self.parts[0].encoding.scales == "none"
+    def takes_values(self) -> bool:
+        return self.parts[0].encoding.takes_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +127,11 @@ class DeviceModel:
     head: Linear
     nbytes: int
 
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        layers = (x for layer in self.layers for x in (layer.qkv, layer.o, layer.gate_up, layer.down))
+        return (*layers, self.head)
+
 
 def load_model(
     spec: ModelSpec, weights: WeightStore, context_tokens: int, device: torch.device
@@ -142,6 +157,7 @@ class _Loader:
         self._device = device
         self._tables_bytes = 0
         self._vectors: dict[str, torch.Tensor] = {}
+        self._tables: dict[str, torch.Tensor] = {}
         self._angles: dict[Rope, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def load(self) -> DeviceModel:
@@ -158,7 +174,7 @@ class _Loader:
         layers = tuple(self._layer(f"layers.{i}.", layer) for i, layer in enumerate(spec.layers))
         head_bias = ["head.bias"] if spec.head_bias else None
         if spec.tied_head:
-            head = Linear((_with_bias(embedding.parts[0], self._bias(head_bias)),))
+            head = Linear((replace(embedding.parts[0], bias=self._bias(head_bias)),))
         else:
             head = self._linear(["head"], head_bias)
         final_norm = self._norm("final_norm", spec.final_norm)
@@ -211,13 +227,14 @@ class _Loader:
             parts.append(self._matrix(bundle, group, part_bias))
             first += rows
         self._uploads.then(partial(self._weights.release, bundle.name))
-        plain = [part.encoding.scales == "none" for part in parts]
-        if any(plain) and not all(plain):
+        floats = [part.encoding.takes_values for part in parts]
+        if any(floats) and not all(floats):
             raise IncompatibleModelError(
-                f"{bundle.name} mixes quantized and unquantized matrices, which the CUDA kernels cannot read together",
+                f"{bundle.name} mixes matrices of floats and of integers, which the CUDA kernels cannot read together",
                 remedy="Use --runner reference, or --quant int8.",
             )
-        return Linear(tuple(parts))
+        rows_of = tuple((parameter.name, parameter.shape[0]) for parameter, _ in members)
+        return Linear(tuple(parts), rows_of, members[0][0].shape[1])
 
     def _matrix(
         self, bundle: StoredBundle, members: Sequence[tuple[Parameter, Format]], bias: torch.Tensor | None
@@ -230,17 +247,21 @@ class _Loader:
         def arrays(kind: str) -> list[np.ndarray]:
             return [bundle.arrays[f"{part_name(parameter)}_{kind}"] for parameter, _ in members]
 
-        codes = self._uploads.upload(arrays("codes")).view(_CODE_DTYPES[encoding.codec])
+        codes = self._uploads.upload(arrays("codes")).view(_PLAIN_DTYPES.get(encoding.codec, torch.int32))
         if encoding.scales == "none":
             scales = torch.empty(0, dtype=torch.float32, device=self._device)
         else:
-            scale_dtype = torch.float32 if encoding.scales == "f32" else torch.float16
-            scales = self._uploads.upload(arrays("scales")).view(
-                torch.int32 if encoding.codec == "u4" else scale_dtype
-            )
+            scales = self._uploads.upload(arrays("scales")).view(_SCALE_DTYPES[encoding.scales])
         assert codes.nbytes == rows * encoding.code_bytes(columns)
         assert scales.nbytes == rows * encoding.scale_bytes(columns)
-        return Matrix(encoding, rows, columns, codes, scales, bias)
+        return Matrix(encoding, rows, columns, codes, scales, bias, self._table(members[0][1]))
+
+    def _table(self, format: Format) -> torch.Tensor | None:
+        if not isinstance(format, Codebook) or format.bits != 4:
+            return None
+        if format.table not in self._tables:
+            self._tables[format.table] = torch.from_numpy(format.values.copy()).to(self._device)
+        return self._tables[format.table]
 
     def _bundle(self, name: str) -> StoredBundle:
         return self._weights[bundle_name(Parameter(f"{name}.weight", (0, 0), "matrix", ""))]
@@ -265,7 +286,3 @@ class _Loader:
             self._angles[rope] = (made[0], made[1])
             self._tables_bytes += made[0].nbytes + made[1].nbytes
         return self._angles[rope]
-
-
-def _with_bias(matrix: Matrix, bias: torch.Tensor | None) -> Matrix:
-    return Matrix(matrix.encoding, matrix.rows, matrix.columns, matrix.codes, matrix.scales, bias)

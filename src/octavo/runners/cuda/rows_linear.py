@@ -15,12 +15,12 @@ import triton
 import triton.language as tl
 
 from octavo.runners.cuda.device_model import Matrix
-from octavo.runners.cuda.embedding import unpack_row
+from octavo.runners.cuda.unpack import unpack_row
 
 
 @triton.jit(do_not_specialize=["M", "N", "stride"])
 def rows_linear_kernel(
-    x, codes, scales, bias, out, M, N, stride,
+    x, codes, scales, table, bias, out, M, N, stride,
     C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, CODEC: tl.constexpr,
     GROUP: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
@@ -43,7 +43,7 @@ def rows_linear_kernel(
             total += part
         else:
             weight = unpack_row(
-                codes, scales, row[:, None].to(tl.int64), column[None, :], inside, C, CODEC, GROUP
+                codes, scales, row[:, None].to(tl.int64), column[None, :], inside, C, CODEC, GROUP, table
             )
             total = tl.dot(weight.to(piece.dtype), piece, total)
     if CODEC == "i8" and GROUP == 0:
@@ -81,7 +81,8 @@ def rows_linear(matrix: Matrix, x: torch.Tensor, out: torch.Tensor, tile: RowsTi
     rows_linear_kernel[(triton.cdiv(matrix.rows, tile.rows), triton.cdiv(count, height))](
         x,
         matrix.elements,
-        matrix.scale_elements,
+        matrix.scales,
+        matrix.table_or_codes,
         x if matrix.bias is None else matrix.bias,
         out,
         count,

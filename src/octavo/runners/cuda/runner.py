@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from octavo.errors import ClosedError, IncompatibleModelError
+from octavo.errors import ClosedError
 from octavo.models.spec import KV_PAGE_TOKENS, ModelSpec
+from octavo.runners.adapters import check_adapter, linears_of
 from octavo.runners.base import (
     Adapter,
     Batch,
@@ -32,7 +33,7 @@ from octavo.runners.base import (
 )
 from octavo.runners.cuda.card_memory import no_room_to_load, no_room_to_run
 from octavo.runners.cuda.chunk import ChunkModel
-from octavo.runners.cuda.decode import Card, DecodeStep
+from octavo.runners.cuda.decode import DecodeStep, card_of
 from octavo.runners.cuda.decode_attention import Sequences
 from octavo.runners.cuda.device_model import DeviceModel, load_model
 from octavo.runners.cuda.graphs import Graphs
@@ -40,6 +41,7 @@ from octavo.runners.cuda.kv_cache import LayerCache, make_cache
 from octavo.runners.cuda.laws import SlotLaws, is_plain_greedy
 from octavo.runners.cuda.limits import TARGET_ROWS, batch_buckets
 from octavo.runners.cuda.logprobs import MOST_TOP, LogprobBuffers, logprobs, read_logprobs
+from octavo.runners.cuda.low_rank import Adapters
 from octavo.runners.cuda.pending import Pending
 from octavo.runners.cuda.sampling import Row, SampleStep
 from octavo.types import Sampling, TokenLogprob
@@ -72,6 +74,16 @@ class _Slot:
     """fp32 [V], until it is sampled from."""
     is_plain: bool = False
     """Sampled by `pick`: the argmax of its logits, with nothing to report beside it."""
+    adapter: str | None = None
+
+
+class _StepKey(NamedTuple):
+    """What decode steps differ in."""
+
+    count: int
+    """Rows, a bucket's."""
+    adapted: bool
+    """Whether a row has an adapter: the others of the batch are then computed so, too."""
 
 
 class CudaRunner:
@@ -85,6 +97,9 @@ class CudaRunner:
         self._decoded: tuple[int, ...] = ()
         self._closed = False
         free_bytes = self._free_bytes()
+        self._linears = linears_of(weights)
+        self._adapters: Adapters | None = None
+        """None until the first one is loaded."""
         try:
             with self._on_device():
                 self._build(spec, weights, config)
@@ -98,7 +113,7 @@ class CudaRunner:
 
     def _build(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> None:
         device = self._device
-        self._card = _card(device)
+        self._card = card_of(device)
         self._model: DeviceModel | None = load_model(spec, weights, config.context_tokens, device)
         # One page more in each group: rows that fill up a batch write there.
         self._caches: tuple[LayerCache, ...] = make_cache(
@@ -118,14 +133,18 @@ class CudaRunner:
             self._model, self._caches, getattr(torch, config.compute_dtype)
         )
         self._graphs = Graphs(capturing=self._on_card)
-        self._decode_steps: dict[int, DecodeStep] = {}
+        self._decode_steps: dict[_StepKey, DecodeStep] = {}
         self._sample_steps: dict[int, SampleStep] = {}
 
-    def _decode_step(self, count: int) -> DecodeStep:
-        """The buffers of a batch of `count` rows."""
-        if count not in self._decode_steps:
-            self._decode_steps[count] = self._make_decode_step(count)
-        return self._decode_steps[count]
+    def _step_key(self, slots: Sequence[int]) -> _StepKey:
+        adapted = any(self._slots[slot].adapter is not None for slot in slots)
+        return _StepKey(self._bucket(len(slots)), adapted)
+
+    def _decode_step(self, key: _StepKey) -> DecodeStep:
+        """The buffers of a batch."""
+        if key not in self._decode_steps:
+            self._decode_steps[key] = self._make_decode_step(key)
+        return self._decode_steps[key]
 
     def _sample_step(self, count: int) -> SampleStep:
         if count not in self._sample_steps:
@@ -138,8 +157,8 @@ class CudaRunner:
             )
         return self._sample_steps[count]
 
-    def _make_decode_step(self, count: int) -> DecodeStep:
-        slots = torch.full((count,), self._spare_slot, dtype=torch.int32, device=self._device)
+    def _make_decode_step(self, key: _StepKey) -> DecodeStep:
+        slots = torch.full((key.count,), self._spare_slot, dtype=torch.int32, device=self._device)
         assert self._model is not None
         return DecodeStep(
             self._model,
@@ -149,6 +168,7 @@ class CudaRunner:
             context_tokens=self._config.context_tokens,
             compute_dtype=getattr(torch, self._config.compute_dtype),
             card=self._card,
+            adapters=self._adapters if key.adapted else None,
         )
 
     @property
@@ -174,14 +194,17 @@ class CudaRunner:
     def open_slot(self, slot: int, state: SlotState) -> None:
         assert 0 <= slot < self._config.max_slots, f"slot {slot} is out of range"
         assert slot not in self._slots, f"slot {slot} is taken"
-        assert state.adapter is None, "adapters are not supported"
         assert (state.sampling.logprobs or 0) <= MOST_TOP, f"more than {MOST_TOP} alternatives"
         with self._on_device():
+            if self._adapters is not None:
+                self._adapters.bind(slot, state.adapter)
             self._laws.open(slot, state)
             self._last_tokens[slot] = state.token_ids[-1]
         plain = is_plain_greedy(state.sampling) and state.sampling.logprobs is None
         sources: list[tuple[int, ...]] = [()] * len(self._tables)
-        self._slots[slot] = _Slot(state.sampling, table_sources=sources, is_plain=plain)
+        self._slots[slot] = _Slot(
+            state.sampling, table_sources=sources, is_plain=plain, adapter=state.adapter
+        )
 
     def close_slot(self, slot: int) -> None:
         del self._slots[slot]
@@ -215,19 +238,28 @@ class CudaRunner:
             raise no_room_to_run(self._spec, self._config, self._free_bytes()) from error
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
-        raise IncompatibleModelError("the CUDA runner takes no adapters yet", remedy="Do without it.")
+        check_adapter(name, adapter, self._linears)
+        assert self._model is not None
+        with self._on_device():
+            if self._adapters is None:
+                self._adapters = Adapters(self._model, self._config.max_slots + 1, self._device)
+            self._adapters.load(name, adapter)
 
     def drop_adapter(self, name: str) -> None:
-        raise AssertionError(f"there is no adapter {name!r}")
+        assert all(slot.adapter != name for slot in self._slots.values()), f"adapter {name!r} is in use"
+        assert self._adapters is not None, f"there is no adapter {name!r}"
+        with self._on_device():
+            self._adapters.drop(name)
 
     def memory(self) -> Mapping[str, int]:
         if self._closed or self._model is None or self._chunks is None:
-            return {"weights": 0, "kv": 0, "activations": 0}
+            return {"weights": 0, "kv": 0, "activations": 0, "adapters": 0}
         kv = sum(cache.keys.nbytes + cache.values.nbytes for cache in self._caches)
         buffers = sum(step.nbytes for step in self._decode_steps.values()) + self._laws.nbytes
         buffers += sum(step.nbytes for step in self._sample_steps.values())
         buffers += self._chunks.nbytes + self._logits.nbytes
-        return {"weights": self._model.nbytes, "kv": kv, "activations": buffers}
+        adapters = 0 if self._adapters is None else self._adapters.nbytes
+        return {"weights": self._model.nbytes, "kv": kv, "activations": buffers, "adapters": adapters}
 
     def counters(self) -> Counters:
         return self._graphs.counters()
@@ -242,7 +274,7 @@ class CudaRunner:
         self._graphs.close()
         self._decode_steps.clear()
         self._sample_steps.clear()
-        self._model = self._chunks = None
+        self._model = self._chunks = self._adapters = None
         self._caches = self._tables = ()
         del self._logits, self._positions, self._last_tokens, self._laws
         if self._on_card:
@@ -285,8 +317,9 @@ class CudaRunner:
         tops = [self._slots[slot].sampling.logprobs for slot in slots]
         found = None
         if not masks and not logits and self._is_plain(slots):
-            step = self._decode_step(count)
-            self._graphs.run(("pick", count), step.pick)
+            key = self._step_key(slots)
+            step = self._decode_step(key)
+            self._graphs.run(("pick", key), step.pick)
             sampled = step.sampled
         else:
             law = self._sample_step(count)
@@ -337,15 +370,15 @@ class CudaRunner:
     def _decode(self, chunks: Sequence[Chunk]) -> tuple[int, ...]:
         """Queue one decode graph; returns its slots, in the order of its rows."""
         slots = tuple(chunk.slot for chunk in chunks)
-        count = self._bucket(len(slots))
-        step = self._decode_step(count)
+        key = self._step_key(slots)
+        step = self._decode_step(key)
         step.set_slots(slots)
         for chunk in chunks:
             state = self._slots[chunk.slot]
             if state.position != chunk.start:
                 self._positions[chunk.slot] = chunk.start
                 state.position = chunk.start
-        self._graphs.run(("forward", count), step.forward)
+        self._graphs.run(("forward", key), step.forward)
         for row, chunk in enumerate(chunks):
             if chunk.sample:
                 self._slots[chunk.slot].logits = step.logits[row]
@@ -357,6 +390,7 @@ class CudaRunner:
         assert chunk.token_ids is not None
         ids = self._to_device(torch.tensor(chunk.token_ids, dtype=torch.int32))
         tables = tuple(table[chunk.slot] for table in self._tables)
+        model.addends = {} if self._adapters is None else self._adapters.of(self._slots[chunk.slot].adapter)
         hidden = model.forward(ids, chunk.start, tables)
         state = self._slots[chunk.slot]
         if chunk.sample:
@@ -423,12 +457,3 @@ class CudaRunner:
 
     def _free_bytes(self) -> int:
         return torch.cuda.mem_get_info(self._device)[0] if self._on_card else 0
-
-
-def _card(device: torch.device) -> Card:
-    if device.type != "cuda":  # the interpreter
-        return Card("none", 4, False, 0)
-    properties = torch.cuda.get_device_properties(device)
-    return Card(
-        properties.name, properties.multi_processor_count, properties.major >= 9, properties.L2_cache_size
-    )
