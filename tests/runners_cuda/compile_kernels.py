@@ -16,12 +16,14 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from octavo.models.spec import Attention, DenseMLP, LayerNorms, LayerSpec, ModelSpec, Norm, Rope
+from octavo.runners.cuda.batch_decode import step_kind
 from octavo.runners.cuda.chunk import ChunkModel
-from octavo.runners.cuda.decode import Card, DecodeStep
+from octavo.runners.cuda.decode import Card
 from octavo.runners.cuda.decode_attention import Sequences
 from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNorm, Linear, Matrix
 from octavo.runners.cuda.kv_cache import make_cache
 from octavo.runners.cuda.layout import Encoding
+from octavo.runners.cuda.pick import best_of_rows
 
 HIDDEN, HEADS, KV_HEADS, DIM, FED, VOCABULARY = 256, 4, 2, 256, 512, 8192 + 5
 CPU = torch.device("cpu")
@@ -88,16 +90,18 @@ def launch_all(encoding: Encoding, capability: int) -> None:
     model = model_of(encoding)
     caches = make_cache(model.spec, [4], torch.bfloat16, CPU)
     card = Card("any", 80, capability >= 90, 40 << 20)
-    slots = torch.zeros(3, dtype=torch.int32)
-    for count in (1, 2):
-        sequences = Sequences(slots[:count], slots, (torch.zeros((3, 256), dtype=torch.int32),), 2)
-        step = DecodeStep(
+    slots = torch.zeros(129, dtype=torch.int32)
+    for count in (1, 2, 128):
+        sequences = Sequences(slots[:count], slots, (torch.zeros((129, 256), dtype=torch.int32),), 128)
+        step = step_kind(count)(
             model, caches, sequences, slots, context_tokens=8192, compute_dtype=torch.bfloat16, card=card
         )
         step.forward()
         step.pick()
     chunks = ChunkModel(model, caches, torch.bfloat16)
-    chunks.forward(torch.zeros(80, dtype=torch.int32), 0, (slots,))
+    for tokens in (80, 8):
+        chunks.forward(torch.zeros(tokens, dtype=torch.int32), 0, (slots,))
+    best_of_rows(step.logits, step.logits, slots)
 
 
 def main() -> None:

@@ -23,10 +23,11 @@ from octavo.runners.cuda.decode_attention import (
 from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNorm, Linear
 from octavo.runners.cuda.embedding import embed
 from octavo.runners.cuda.feed_forward import feed_forward
+from octavo.runners.cuda.fixed_point import Planes
 from octavo.runners.cuda.gemv import Epilogue, Logits, Vector, gemv, grid_of
 from octavo.runners.cuda.kv_cache import LayerCache
 from octavo.runners.cuda.layout import padded
-from octavo.runners.cuda.norm import Planes, join_residual
+from octavo.runners.cuda.norm import join_residual
 from octavo.runners.cuda.pick import PIECE_TOKENS, best_of_rows, pick
 from octavo.runners.cuda.rows_linear import rows_linear
 from octavo.runners.cuda.tiles import tile_for
@@ -42,7 +43,7 @@ class Card:
     name: str
     multiprocessors: int
     pdl: bool
-    """Programmatic dependent launch: compute capability 9.0 on."""
+    """Programmatic dependent launch, and tensor descriptors: compute capability 9.0 on."""
     l2_bytes: int
 
 
@@ -81,7 +82,7 @@ class DecodeStep:
         vector = torch.float32 if self._one else compute_dtype
         self._h = buffer(spec.hidden_size)
         self._y = buffer(spec.hidden_size)
-        self._planes = Planes(buffer(hidden, torch.int8), buffer(hidden, torch.int8), buffer(hidden // 32))
+        self._planes = Planes(buffer(2 * hidden, torch.int8).view(count, 2, hidden), buffer(hidden // 32))
         self._x = buffer(hidden, vector)
         self._qkv = buffer(max((m.heads + 2 * m.kv_heads) * m.head_dim for m in mixers))
         self._mixed = buffer(mixed, vector)
@@ -103,8 +104,7 @@ class DecodeStep:
     def nbytes(self) -> int:
         """Of the buffers."""
         tensors = [value for value in vars(self).values() if isinstance(value, torch.Tensor)]
-        planes = self._planes
-        return sum(t.nbytes for t in (*tensors, planes.high, planes.low, planes.scales))
+        return sum(t.nbytes for t in tensors) + self._planes.nbytes
 
     def set_slots(self, slots: tuple[int, ...]) -> None:
         """Which slots the rows are; the rest of the batch goes to the spare one."""
@@ -157,7 +157,7 @@ class DecodeStep:
         if not self._one:
             return self._x
         if planes:
-            return Vector("planes", self._planes.high, self._planes.low, self._planes.scales)
+            return Vector("planes", self._planes.pairs[0, 0], self._planes.pairs[0, 1], self._planes.scales)
         return Vector("values", self._x)
 
     def _attend(self, index: int, layer: DeviceLayer, x: Vector | torch.Tensor) -> None:

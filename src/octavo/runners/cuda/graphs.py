@@ -15,12 +15,12 @@ import torch
 import triton
 
 from octavo.runners.base import Counters
-from octavo.runners.cuda.decode import DecodeStep
+from octavo.runners.cuda.batch_decode import Step
 
 
 @dataclass(slots=True)
 class _Size:
-    step: DecodeStep
+    step: Step
     forward: torch.cuda.CUDAGraph | None = None
     pick: torch.cuda.CUDAGraph | None = None
     forwards: int = 0
@@ -30,7 +30,7 @@ class _Size:
 class StepGraphs:
     """`capturing` False (no CUDA): every step runs eagerly."""
 
-    def __init__(self, make_step: Callable[[int], DecodeStep], *, capturing: bool) -> None:
+    def __init__(self, make_step: Callable[[int], Step], *, capturing: bool) -> None:
         self._make_step = make_step
         self._capturing = capturing
         self._sizes: dict[int, _Size] = {}
@@ -39,7 +39,7 @@ class StepGraphs:
         self._eager = 0
         self._compilations = CompilationCount()
 
-    def step(self, count: int) -> DecodeStep:
+    def step(self, count: int) -> Step:
         """The buffers of a batch of `count` rows."""
         if count not in self._sizes:
             self._sizes[count] = _Size(self._make_step(count))

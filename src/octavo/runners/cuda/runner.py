@@ -29,8 +29,9 @@ from octavo.runners.base import (
     SampleResult,
     SlotState,
 )
+from octavo.runners.cuda.batch_decode import Step, step_kind
 from octavo.runners.cuda.chunk import ChunkModel
-from octavo.runners.cuda.decode import Card, DecodeStep
+from octavo.runners.cuda.decode import Card
 from octavo.runners.cuda.decode_attention import Sequences
 from octavo.runners.cuda.device_model import DeviceModel, load_model
 from octavo.runners.cuda.graphs import StepGraphs
@@ -100,10 +101,10 @@ class CudaRunner:
         )
         self._graphs = StepGraphs(self._make_step, capturing=self._on_card)
 
-    def _make_step(self, count: int) -> DecodeStep:
+    def _make_step(self, count: int) -> Step:
         slots = torch.full((count,), self._spare_slot, dtype=torch.int32, device=self._device)
         assert self._model is not None
-        return DecodeStep(
+        return step_kind(count)(
             self._model,
             self._caches,
             Sequences(slots, self._positions, self._tables, self._spare_slot),
