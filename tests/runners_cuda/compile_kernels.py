@@ -16,6 +16,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from octavo.models.spec import Attention, DenseMLP, LayerNorms, LayerSpec, ModelSpec, Norm, Rope
+from octavo.runners.cuda.batch_decode import BatchStep
 from octavo.runners.cuda.chunk import ChunkModel
 from octavo.runners.cuda.decode import Card, DecodeStep
 from octavo.runners.cuda.decode_attention import Sequences
@@ -23,6 +24,7 @@ from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNor
 from octavo.runners.cuda.kv_cache import make_cache
 from octavo.runners.cuda.laws import SlotLaws
 from octavo.runners.cuda.layout import Encoding
+from octavo.runners.cuda.pick import best_of_rows
 from octavo.runners.cuda.sampling import SampleStep
 
 HIDDEN, HEADS, KV_HEADS, DIM, FED, VOCABULARY = 256, 4, 2, 256, 512, 8192 + 5
@@ -99,11 +101,11 @@ def launch_all(encoding: Encoding, capability: int, *, chain: bool) -> None:
     model = model_of(encoding, chain=chain)
     caches = make_cache(model.spec, [4], torch.bfloat16, CPU)
     card = Card("any", 80, capability >= 90, 40 << 20)
-    slots = torch.zeros(3, dtype=torch.int32)
-    laws = SlotLaws.empty(2, VOCABULARY, CPU)
-    for count in (1, 2):
-        sequences = Sequences(slots[:count], slots, (torch.zeros((3, 256), dtype=torch.int32),), 2)
-        step = DecodeStep(
+    slots = torch.zeros(129, dtype=torch.int32)
+    laws = SlotLaws.empty(128, VOCABULARY, CPU)
+    for count in (1, 2, 128):
+        sequences = Sequences(slots[:count], slots, (torch.zeros((129, 256), dtype=torch.int32),), 128)
+        step = (DecodeStep if count == 1 else BatchStep)(
             model, caches, sequences, slots, context_tokens=8192, compute_dtype=torch.bfloat16, card=card
         )
         step.forward()
@@ -112,7 +114,9 @@ def launch_all(encoding: Encoding, capability: int, *, chain: bool) -> None:
         law.launch()
         law.launch_logprobs()
     chunks = ChunkModel(model, caches, torch.bfloat16)
-    chunks.forward(torch.zeros(80, dtype=torch.int32), 0, (slots,))
+    for tokens in (80, 8):
+        chunks.forward(torch.zeros(tokens, dtype=torch.int32), 0, (slots,))
+    best_of_rows(step.logits, step.logits, slots)
 
 
 def main() -> None:

@@ -26,11 +26,12 @@ from octavo.runners.cuda.decode_attention import (
 from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNorm, Linear, Matrix
 from octavo.runners.cuda.embedding import embed
 from octavo.runners.cuda.feed_forward import feed_forward
+from octavo.runners.cuda.fixed_point import Planes
 from octavo.runners.cuda.gemv import Add, Epilogue, Logits, Vector, ahead_of, gemv, grid_of, shuffle
 from octavo.runners.cuda.kv_cache import LayerCache
 from octavo.runners.cuda.layout import padded
 from octavo.runners.cuda.low_rank import Adapters
-from octavo.runners.cuda.norm import Planes, join_residual
+from octavo.runners.cuda.norm import join_residual
 from octavo.runners.cuda.pick import PIECE_TOKENS, best_of_rows, pick
 from octavo.runners.cuda.rows_linear import rows_linear
 from octavo.runners.cuda.tiles import Key, Tile, tile_for
@@ -49,7 +50,7 @@ class Card:
     name: str
     multiprocessors: int
     pdl: bool
-    """Programmatic dependent launch: compute capability 9.0 on."""
+    """Programmatic dependent launch, and tensor descriptors: compute capability 9.0 on."""
     l2_bytes: int
     tiles: Mapping[Key, Tile] = field(default_factory=dict)
     """The user's: `octavo bench --tune`."""
@@ -103,7 +104,7 @@ class DecodeStep:
         self._chain = self._one and is_chain(model)
         self._h = buffer(hidden if self._chain else spec.hidden_size)
         self._y = buffer(spec.hidden_size)
-        self._planes = Planes(buffer(hidden, torch.int8), buffer(hidden, torch.int8), buffer(hidden // 32))
+        self._planes = Planes(buffer(2 * hidden, torch.int8).view(count, 2, hidden), buffer(hidden // 32))
         self._x = buffer(hidden, vector)
         self._qkv = buffer(max((m.heads + 2 * m.kv_heads) * m.head_dim for m in mixers))
         self._mixed = buffer(mixed, vector)
@@ -126,8 +127,7 @@ class DecodeStep:
     def nbytes(self) -> int:
         """Of the buffers."""
         tensors = [value for value in vars(self).values() if isinstance(value, torch.Tensor)]
-        planes = self._planes
-        return sum(t.nbytes for t in (*tensors, planes.high, planes.low, planes.scales))
+        return sum(t.nbytes for t in tensors) + self._planes.nbytes
 
     def set_slots(self, slots: tuple[int, ...]) -> None:
         """Which slots the rows are; the rest of the batch goes to the spare one."""
@@ -194,7 +194,7 @@ class DecodeStep:
         if not self._one:
             return self._x
         if planes:
-            return Vector("planes", self._planes.high, self._planes.low, self._planes.scales)
+            return Vector("planes", self._planes.pairs[0, 0], self._planes.pairs[0, 1], self._planes.scales)
         return Vector("values", self._x)
 
     def _attend(self, index: int, layer: DeviceLayer, x: Vector | torch.Tensor) -> None:
@@ -330,8 +330,11 @@ class DecodeStep:
 
     def _kind_of(self, linear: Linear) -> Epilogue:
         """Of the gemv of a linear, as far as it matters for its grid."""
-        gates = any(linear is layer.gate_up and layer.spec.ffn.gated for layer in self._model.layers)
-        return "gate" if gates and len(linear.parts) == 1 else "store"
+        for layer in self._model.layers:
+            ffn = layer.spec.ffn
+            if linear is layer.gate_up and isinstance(ffn, DenseMLP) and ffn.gated:
+                return "gate" if len(linear.parts) == 1 else "store"
+        return "store"
 
     def _tile(self, matrix: Matrix) -> Tile:
         return tile_for(self._card.name, matrix.encoding, matrix.rows, matrix.columns, self._card.tiles)

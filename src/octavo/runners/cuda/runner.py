@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from octavo.runners.base import (
     SampleResult,
     SlotState,
 )
+from octavo.runners.cuda.batch_decode import BatchStep, Step
 from octavo.runners.cuda.card_memory import no_room_to_load, no_room_to_run
 from octavo.runners.cuda.chunk import ChunkModel
 from octavo.runners.cuda.decode import DecodeStep, card_of
@@ -77,7 +78,8 @@ class _Slot:
     adapter: str | None = None
 
 
-class _StepKey(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _StepKey:
     """What decode steps differ in."""
 
     count: int
@@ -133,14 +135,14 @@ class CudaRunner:
             self._model, self._caches, getattr(torch, config.compute_dtype)
         )
         self._graphs = Graphs(capturing=self._on_card)
-        self._decode_steps: dict[_StepKey, DecodeStep] = {}
+        self._decode_steps: dict[_StepKey, Step] = {}
         self._sample_steps: dict[int, SampleStep] = {}
 
     def _step_key(self, slots: Sequence[int]) -> _StepKey:
         adapted = any(self._slots[slot].adapter is not None for slot in slots)
         return _StepKey(self._bucket(len(slots)), adapted)
 
-    def _decode_step(self, key: _StepKey) -> DecodeStep:
+    def _decode_step(self, key: _StepKey) -> Step:
         """The buffers of a batch."""
         if key not in self._decode_steps:
             self._decode_steps[key] = self._make_decode_step(key)
@@ -157,16 +159,28 @@ class CudaRunner:
             )
         return self._sample_steps[count]
 
-    def _make_decode_step(self, key: _StepKey) -> DecodeStep:
+    def _make_decode_step(self, key: _StepKey) -> Step:
         slots = torch.full((key.count,), self._spare_slot, dtype=torch.int32, device=self._device)
         assert self._model is not None
+        sequences = Sequences(slots, self._positions, self._tables, self._spare_slot)
+        dtype = getattr(torch, self._config.compute_dtype)
+        if key.count > 1 and not key.adapted:
+            return BatchStep(
+                self._model,
+                self._caches,
+                sequences,
+                self._last_tokens,
+                context_tokens=self._config.context_tokens,
+                compute_dtype=dtype,
+                card=self._card,
+            )
         return DecodeStep(
             self._model,
             self._caches,
-            Sequences(slots, self._positions, self._tables, self._spare_slot),
+            sequences,
             self._last_tokens,
             context_tokens=self._config.context_tokens,
-            compute_dtype=getattr(torch, self._config.compute_dtype),
+            compute_dtype=dtype,
             card=self._card,
             adapters=self._adapters if key.adapted else None,
         )
