@@ -3,14 +3,13 @@
     python benchmarks/cpu/formats.py [MODEL] [--formats q4_k nf4] [--threads 1 2] [--rounds 5]
 
 Weights of the model's shape, every matrix in the format, all bytes alike: what they are does not change the time.
-Rounds are interleaved over formats, the bandwidth measured in each; the share is taken within a round.
+The bandwidth is measured beside every measurement of a format, and the share taken of that.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,6 +75,15 @@ def loaded(spec: ModelSpec, parameters: Sequence[Parameter], chosen: Format) -> 
     return Loaded(spec, weights, kind)
 
 
+def measure(model: Loaded, threads: int, rounds: int) -> list[tuple[float, float]]:
+    """Tokens and bytes read a second, of each round."""
+    runner = model.runner(threads)
+    decode(model, runner, 1, 1)
+    found = [(decode(model, runner, 1, 1), read_bandwidth(threads)) for _ in range(rounds)]
+    runner.close()
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="default: the default model")
@@ -85,28 +93,18 @@ def main() -> None:
     arguments = parser.parse_args()
     source = resolve(arguments.model)
     spec, parameters = build_model(source.config, source.naming)
-    speeds: dict[tuple[str, int], list[float]] = defaultdict(list)
-    shares: dict[tuple[str, int], list[float]] = defaultdict(list)
-    token_bytes = {}
-    for _ in range(arguments.rounds):
-        for name in arguments.formats:
-            model = loaded(spec, parameters, FORMATS[name])
-            token_bytes[name] = model.token_bytes
-            for threads in arguments.threads:
-                runner = model.runner(threads)
-                decode(model, runner, 1, 1)
-                bandwidth = read_bandwidth(threads)
-                speed = decode(model, runner, 1, 1)
-                speeds[name, threads].append(speed)
-                shares[name, threads].append(speed * model.token_bytes / bandwidth)
-                runner.close()
     print(f"{'format':22} {'MB a token':>10} {'threads':>7} {'tokens/s':>9}  share of the read bandwidth")
-    for (name, threads), found in speeds.items():
-        share = shares[name, threads]
-        print(
-            f"{name:22} {token_bytes[name] / 1e6:10.1f} {threads:7} {statistics.median(found):9.1f}  "
-            f"{statistics.median(share):.2f} ({min(share):.2f} .. {max(share):.2f})"
-        )
+    for name in arguments.formats:
+        model = loaded(spec, parameters, FORMATS[name])
+        for threads in arguments.threads:
+            measured = measure(model, threads, arguments.rounds)
+            share = [speed * model.token_bytes / bandwidth for speed, bandwidth in measured]
+            print(
+                f"{name:22} {model.token_bytes / 1e6:10.1f} {threads:7} "
+                f"{statistics.median(speed for speed, _ in measured):9.1f}  "
+                f"{statistics.median(share):.2f} ({min(share):.2f} .. {max(share):.2f})",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
