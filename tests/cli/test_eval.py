@@ -20,6 +20,7 @@ from octavo.cli.main import main
         (["--plot", "a.pdf"], 2, "written as .png or .svg, not as .pdf", "a.png"),
         (["--plot", "missing/a.png"], 2, "there is no folder", "Make it first"),
         (["--card", "missing/a.html"], 2, "there is no folder", "Make it first"),
+        (["--card", "."], 2, "cannot write .: Is a directory", "Name a file in a folder"),
         (["--text", "missing.txt"], 2, "cannot read missing.txt", "--text"),
         (["--tokens", "1"], 2, "--tokens", "octavo eval --help"),
         (["-m", "missing/model"], 3, "missing/model", "octavo"),

@@ -36,9 +36,9 @@ def test_a_last_token_alone_is_left_out():
     assert len(Segments.of(Text("t", "abcde"), Characters(), tokens=9, segment_tokens=4).ids) == 1
 
 
-@pytest.mark.parametrize("content", ["", "a"])
-def test_a_text_of_too_few_tokens_is_refused(content):
-    with pytest.raises(EmptyPromptError, match=f"t has {len(content)} tokens"):
+@pytest.mark.parametrize(("content", "has"), [("", "no tokens"), ("a", "one token")])
+def test_a_text_of_too_few_tokens_is_refused(content, has):
+    with pytest.raises(EmptyPromptError, match=f"t has {has}, and nothing can be scored"):
         Segments.of(Text("t", content), Characters(), tokens=9, segment_tokens=4)
 
 

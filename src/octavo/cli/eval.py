@@ -73,7 +73,7 @@ def evaluate(
     names = None if formats is None else [_format(name.strip(), "--formats") for name in formats.split(",")]
     against = None if reference is None else _format(reference, "--reference")
     for path in filter(None, (plot, card)):
-        _check_folder(path)
+        _require_writable(path)
     from octavo.evaluate.card import write_card
     from octavo.evaluate.card_store import keep
     from octavo.evaluate.evaluation import evaluate as measure
@@ -138,11 +138,21 @@ def _format(name: str, flag: str) -> QuantName:
     raise UsageError(f"{flag}: there is no format {name!r}", remedy=f"Formats: {', '.join(known)}.")
 
 
-def _check_folder(path: Path) -> None:
+def _require_writable(path: Path) -> None:
+    """Before minutes of measuring."""
     if not path.absolute().parent.is_dir():
         raise UsageError(
             f"there is no folder {path.absolute().parent} to write {path.name} in", remedy="Make it first."
         )
+    is_new = not path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror}", remedy="Name a file in a folder that you may write to."
+        ) from error
+    if is_new:
+        path.unlink()
 
 
 def _title(found: Evaluation) -> str:

@@ -61,7 +61,7 @@ class Segments:
         ids = tokenizer.encode(text.content[: 16 * tokens], parse_special=False)[:tokens]
         if len(ids) < _LEAST_TOKENS:
             raise EmptyPromptError(
-                f"{text.name} has {len(ids)} tokens, and nothing can be scored",
+                f"{text.name} has {'one token' if ids else 'no tokens'}, and nothing can be scored",
                 remedy="Give --text a longer text.",
             )
         start = (tokenizer.bos_token_id,) if tokenizer.adds_bos and tokenizer.bos_token_id is not None else ()

@@ -80,6 +80,8 @@ class Affine:
             raise ValueError("absmax scales are those of symmetric 8-bit codes")
         if self.scales == JOINT and self.zero != "minimum":
             raise ValueError(f"{JOINT} scales hold a minimum")
+        if self.rounding == "search" and self.scales != JOINT:
+            raise ValueError(f"the search makes {JOINT} scales, not {self.scales}")
         if self.rounding is not None and (self.rounding, self.zero) not in rounding.RULES:
             raise ValueError(f"{self.rounding} has no rule for codes with zero {self.zero!r}")
 

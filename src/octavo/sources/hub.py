@@ -99,6 +99,11 @@ class _Wanted:
     gguf: str | None
     revision: str
 
+    def as_arguments(self) -> str:
+        """As a command takes it."""
+        tag = "" if self.gguf is None else f":{self.gguf}"
+        return f"{self.repository}{tag}" + ("" if self.revision == "main" else f" --revision {self.revision}")
+
     def __str__(self) -> str:
         return self.repository if self.revision == "main" else f"{self.repository} at {self.revision}"
 
@@ -367,7 +372,7 @@ def _silent_bar(report: Callable[[int], None], most_bytes: int) -> type:
 def _fail_offline(wanted: _Wanted) -> NoReturn:
     raise DownloadError(
         f"{wanted} is not on this machine, or not all of it, and offline mode is on",
-        remedy=f"Run once without --offline and HF_HUB_OFFLINE: octavo models pull {wanted.repository}",
+        remedy=f"Run once without --offline and HF_HUB_OFFLINE: octavo models pull {wanted.as_arguments()}",
     )
 
 
