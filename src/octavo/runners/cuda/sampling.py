@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from octavo.runners.base import SlotState
-from octavo.runners.reference.sampling import GREEDY_BELOW, gumbel_noise
-from octavo.types import Sampling, TokenLogprob
+from octavo.runners.reference.sampling import gumbel_noise
+from octavo.types import GREEDY_BELOW, Sampling, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
