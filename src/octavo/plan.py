@@ -17,6 +17,7 @@ from fractions import Fraction
 from octavo.devices import DeviceChoice, Machine, Unusable
 from octavo.dtypes import DTYPE_BYTES, DtypePolicy, resolve_dtypes
 from octavo.engine.page_pool import pages_for_sequence, pages_for_tokens
+from octavo.engine.scheduler import MAX_DRAFT_ROWS
 from octavo.errors import DeviceError, IncompatibleModelError, InvalidParameterError, OctavoError
 from octavo.load_plan import Context, Declined, KVMemory, LoadPlan, Pool, StoredWeights
 from octavo.models.parameters import Parameter
@@ -45,6 +46,12 @@ activations."""
 
 VOCABULARY_ENTRY_BYTES = 640
 """A loaded tokenizer, for each vocabulary entry: 0.61 KiB measured for a byte-level BPE of 49,152 and our tables."""
+
+GRAMMAR_LIBRARY_BYTES = 5 << 20
+"""llguidance's pages, which the first grammar brings in."""
+
+GRAMMAR_ENTRY_BYTES = 640
+"""What it keeps of each vocabulary entry: 335 to 690 bytes measured, over vocabularies of 32,000 to 256,000."""
 
 DEFAULT_SEQUENCES = 8
 """Sequences generated together where no number is asked for. They share the KV memory of one full context, so
@@ -260,6 +267,7 @@ class _Load:
             ),
             prefill_chunk_tokens=chunk,
             threads=self.settings.threads or (self.facts.machine.cores if on_cpu else None),
+            draft_rows=0 if self.settings.speculation == "off" else MAX_DRAFT_ROWS,
         )
 
     def kv(self, tokens: int) -> tuple[KVMemory, ...]:
@@ -298,6 +306,7 @@ class _Load:
         }
         packing = process + weights.packed + weights.largest
         host = {"process": process, "mapped weights": weights.mapped}
+        host["grammars"] = GRAMMAR_LIBRARY_BYTES + GRAMMAR_ENTRY_BYTES * self.facts.spec.vocab_size
         if gpu is None:
             return (_pool("host", host | running, packing + weights.own, machine.available_bytes),)
         assert gpu.available_bytes is not None

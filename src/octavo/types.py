@@ -144,6 +144,10 @@ TemplateOptions = Mapping[str, str | bool]
 """Variables that a model's own template offers, such as enable_thinking."""
 
 
+GREEDY_BELOW = 1e-5
+"""A temperature below this is greedy: fp32 logits do not resolve a smaller one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """The sampling law's parameters, resolved: no None, every range checked by `octavo.validate`.

@@ -28,7 +28,16 @@ FACTS = {
     "layers": [
         {"layers": "layers 0 to 1", "what": "Attention [2 heads]", "formats": ["int8"], "device": "cpu"}
     ],
-    "counters": {"steps": 3, "pages": {"total": [4]}},
+    "formats": [{"format": "int8", "tensors": 14, "packed_bytes": 3 << 20}],
+    "kv": [
+        {"window": None, "layers": 1, "pages": 4, "bytes": 2048},
+        {"window": 512, "layers": 1, "pages": 2000, "bytes": 1024},
+    ],
+    "counters": {"steps": 34567, "prefix_reuse": True, "pages": {"total": [4, 2000]}},
+    "memory": {"own_weights": 5 << 20},
+    "grammars": "through llguidance",
+    "logits_processors": "in lockstep",
+    "warnings": ["memory is tight"],
     "compiled": {"graphs": 0},
     "reasons": ["device cpu: as asked"],
     "speculation": "off, as asked",
@@ -48,11 +57,18 @@ def test_explain_shows_every_part(explained):
         "AVX2, int16 activations",
         "layers 0 to 1",
         "Attention [2 heads]",
-        "steps",
-        "pages total",
-        "[4]",
+        "14 tensors, 3 MiB",
+        "34,567",
+        "4, 2,000",
+        "window of 512",
+        "2 KiB: 4 pages",
+        "5 MiB",
+        "- logits processors: in lockstep",
+        "- grammars: through llguidance",
+        "- warning: memory is tight",
     ):
         assert said in done.out
+    assert not any(raw in done.out for raw in ("True", "False", "None", "[4", "{"))
     assert "- speculation: off, as asked" in done.out
     assert "in any batch, however a prompt is cut" in done.out
     assert (explained.llm.loads[0].model, explained.llm.asked, explained.llm.closed) == ("some/model", [], 1)

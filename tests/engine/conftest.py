@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from octavo.engine.engine import Engine
-from octavo.engine.sampling import TokenCounts, has_penalties, sample_token, token_logprob, unpack_mask
+from octavo.engine.sampling import TokenCounts, has_penalties, sample_token, token_logprob
 from octavo.errors import NumericalError
 from octavo.models.spec import Attention, DenseMLP, LayerNorms, LayerSpec, ModelSpec, Norm
 from octavo.runners.base import Counters, ForwardResult, RunnerConfig, RunnerInfo, Sampled, SampleResult
+from octavo.runners.masks import unpack_mask
 from octavo.types import Request, Sampling
 
 VOCAB = 61

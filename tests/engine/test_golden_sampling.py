@@ -25,9 +25,9 @@ from octavo.engine.sampling import (
     scale,
     shape_logits,
     token_logprob,
-    unpack_mask,
 )
 from octavo.errors import NumericalError
+from octavo.runners.masks import unpack_mask
 from octavo.types import Sampling
 
 PATH = Path(__file__).with_name("golden_sampling.json")

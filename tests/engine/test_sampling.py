@@ -21,9 +21,9 @@ from octavo.engine.sampling import (
     scale,
     shape_logits,
     token_logprob,
-    unpack_mask,
 )
 from octavo.errors import NumericalError
+from octavo.runners.masks import unpack_mask
 from octavo.types import Sampling
 
 F = np.float32

@@ -42,9 +42,13 @@ with LLM(device="cpu", threads=1, **settings) as llm:
     loaded.set()
     pool = llm._planned.plan.pools[0]
     tokens, vocabulary = settings["context"], llm._planned.spec.vocab_size
-    # All of the context, so that every page of keys and values is written.
+    # All of the context, so that every page of keys and values is written; then all else that takes memory once.
     prompt = [20 + i % (vocabulary - 20) for i in range(tokens - 16)]
     llm.generate(prompt, SamplingParams(max_new_tokens=16, ignore_eos=True))
+    llm.generate(prompt[:8], SamplingParams(max_new_tokens=4, regex="[a-z]+"))
+    # What copies itself is guessed, as many tokens as may be in a step.
+    copied = (prompt[:8] * 20)[: max(8, tokens - 64)]
+    llm.generate(copied, SamplingParams(max_new_tokens=48, ignore_eos=True, temperature=0.0))
     anonymous = held("RssAnon")
     ended.set()
     watcher.join()
@@ -89,7 +93,7 @@ def medium_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=10,
         num_key_value_heads=10,
         max_position_embeddings=4096,
-        eos_token_id=None,
+        eos_token_id=0,
         bos_token_id=None,
     )
     folder = tmp_path_factory.mktemp("medium")

@@ -26,6 +26,8 @@ from octavo.load_plan import TIGHT_SHARE, LoadPlan
 from octavo.models.parameters import Parameter
 from octavo.models.spec import Attention, DenseMLP, KVGroup, LayerNorms, LayerSpec, ModelSpec, Norm
 from octavo.plan import (
+    GRAMMAR_ENTRY_BYTES,
+    GRAMMAR_LIBRARY_BYTES,
     RESERVE_SHARE,
     VOCABULARY_ENTRY_BYTES,
     kv_group_pages,
@@ -204,6 +206,11 @@ KV_HEAVY = dataclasses.replace(
     family="gemma2",
 )
 
+
+def grammars(vocabulary: int) -> int:
+    return GRAMMAR_LIBRARY_BYTES + GRAMMAR_ENTRY_BYTES * vocabulary
+
+
 # --- by hand ---------------------------------------------------------------------------------------
 
 
@@ -220,6 +227,7 @@ def test_smollm2_on_the_reference_runner() -> None:
         kv_pages=(256,),
         prefill_chunk_tokens=512,
         threads=4,
+        draft_rows=16,
     )
     assert found.packed_bytes == matrices + 4 * vectors
     assert found.file_bytes == 2 * 134_515_008
@@ -233,6 +241,7 @@ def test_smollm2_on_the_reference_runner() -> None:
     (pool,) = found.pools
     assert dict(pool.parts) == {
         "process": process,
+        "grammars": grammars(49152),
         "weights": 4 * 134_515_008,
         "kv": kv,
         "activations": 512_000 + 81_920 + 196_608,
@@ -261,7 +270,8 @@ def test_gemma2_on_a_gpu_pages_its_windows_apart() -> None:
     assert on_card.available_bytes == 39 << 30
     assert on_card.parts["kv"] == (256 + 145) * 13 * layer_page
     assert on_card.load_peak_bytes == on_card.parts["weights"]
-    assert dict(on_host.parts) == {"process": CUDA_PROCESS_BYTES + 256000 * VOCABULARY_ENTRY_BYTES}
+    process = CUDA_PROCESS_BYTES + 256000 * VOCABULARY_ENTRY_BYTES
+    assert dict(on_host.parts) == {"process": process, "grammars": grammars(256000)}
     assert on_host.load_peak_bytes == on_host.parts["process"] + found.packed_bytes + 4 * 256000 * 2304
     assert found.config.threads is None
 

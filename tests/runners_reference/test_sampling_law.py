@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from octavo.engine import sampling as law
 from octavo.errors import NumericalError
-from octavo.runners.reference.runner import _unpack_mask
+from octavo.runners.masks import unpack_mask
 from octavo.runners.reference.sampling import gumbel_noise, logprob_of, sample_row
 from octavo.types import Sampling
 
@@ -39,7 +39,7 @@ def sampling_of(case: dict[str, Any]) -> Sampling:
 def test_golden_tokens(case):
     logits = row(case["row"])
     mask = case["mask"]
-    allowed = None if mask is None else _unpack_mask(np.array(mask, np.uint32), len(logits), CPU)
+    allowed = None if mask is None else torch.from_numpy(unpack_mask(np.array(mask, np.uint32), len(logits)))
     history = [*case["prompt"], *case["generated"]]
     token, _ = sample_row(logits, sampling_of(case), history, len(case["prompt"]), allowed)
     assert token == (-1 if case["token"] is None else case["token"])

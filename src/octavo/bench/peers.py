@@ -7,9 +7,9 @@ from pathlib import Path
 
 from octavo.bench.figures import Workload
 from octavo.bench.llama_cpp import LLAMA_BENCH, LlamaCppPeer, find_llama_bench
-from octavo.bench.llama_cpp_python_peer import LlamaCppPythonPeer, is_installed
+from octavo.bench.llama_cpp_python_peer import is_installed, llama_cpp_python_peer
 from octavo.bench.peer import Checkpoint, Peer
-from octavo.bench.transformers_peer import DEFAULT_MODE, MODES, TransformersPeer, require_transformers
+from octavo.bench.transformers_peer import DEFAULT_MODE, MODES, require_transformers, transformers_peer
 from octavo.errors import UsageError
 from octavo.loading import PlannedModel
 from octavo.sources import default
@@ -49,7 +49,7 @@ def open_peer(said: str, model: str | None, planned: PlannedModel, workload: Wor
     checkpoint = _checkpoint(model, planned)
     config = planned.plan.config
     if name == TRANSFORMERS:
-        return TransformersPeer(
+        return transformers_peer(
             checkpoint,
             workload,
             mode=detail or DEFAULT_MODE,
@@ -57,7 +57,7 @@ def open_peer(said: str, model: str | None, planned: PlannedModel, workload: Wor
             device=config.device,
         )
     if _by_binding(detail):
-        return LlamaCppPythonPeer(checkpoint, workload, threads=config.threads, device=config.device)
+        return llama_cpp_python_peer(checkpoint, workload, threads=config.threads, device=config.device)
     return LlamaCppPeer(checkpoint, workload, program=detail, threads=config.threads, device=config.device)
 
 

@@ -6,8 +6,9 @@ import importlib.util
 from dataclasses import dataclass
 
 from octavo.bench.child import Child
-from octavo.bench.figures import Round, Workload
-from octavo.bench.peer import Checkpoint, PeerFacts
+from octavo.bench.child_peer import ChildPeer
+from octavo.bench.figures import Workload
+from octavo.bench.peer import Checkpoint, Peer
 from octavo.errors import UsageError
 
 
@@ -46,59 +47,32 @@ def require_transformers() -> None:
         )
 
 
-class TransformersPeer:
-    def __init__(
-        self, checkpoint: Checkpoint, workload: Workload, *, mode: str, threads: int | None, device: str
-    ) -> None:
-        """Raises UsageError where transformers is not installed, IncompatibleModelError where it cannot load."""
-        require_transformers()
-        chosen = MODES[mode]
-        path = checkpoint.path
-        is_file = path is not None and path.is_file()
-        if is_file and importlib.util.find_spec("gguf") is None:
-            raise UsageError(
-                "transformers needs the gguf package to read a GGUF file",
-                remedy="pip install gguf, or give --peer-model a folder.",
-            )
-        self._workload = workload
-        self._child = Child(
-            "octavo.bench.transformers_child",
-            "transformers",
-            {
-                "model": checkpoint.source.location
-                if path is None
-                else str(path.parent if is_file else path),
-                "revision": checkpoint.source.revision if path is None else None,
-                "gguf_file": path.name if path is not None and is_file else None,
-                "dtype": chosen.dtype,
-                "compiled": chosen.compiled,
-                "int8": chosen.int8,
-                "threads": threads,
-                "device": device,
-            },
+def transformers_peer(
+    checkpoint: Checkpoint, workload: Workload, *, mode: str, threads: int | None, device: str
+) -> Peer:
+    """Raises UsageError where transformers is not installed, IncompatibleModelError where it cannot load."""
+    require_transformers()
+    chosen = MODES[mode]
+    path = checkpoint.path
+    is_file = path is not None and path.is_file()
+    if is_file and importlib.util.find_spec("gguf") is None:
+        raise UsageError(
+            "transformers needs the gguf package to read a GGUF file",
+            remedy="pip install gguf, or give --peer-model a folder.",
         )
-        self._peak_bytes: int | None = None
-        self._reads = checkpoint.source.location
-        self._format = chosen.in_words()
-        if checkpoint.format:
-            self._format += f", from {checkpoint.format} dequantized"
-
-    @property
-    def facts(self) -> PeerFacts:
-        said = self._child.answer
-        return PeerFacts(
-            name="transformers",
-            version=said["version"],
-            reads=self._reads,
-            format=self._format,
-            load_seconds=said["load_seconds"],
-            peak_bytes=self._peak_bytes,
-        )
-
-    def run(self, prompts: list[list[int]]) -> Round:
-        took = self._child.ask({"prompts": prompts, "new_tokens": self._workload.new_tokens})
-        self._peak_bytes = took["peak_bytes"]
-        return Round.of_sequences(self._workload, [took["first_token_seconds"]], [took["total_seconds"]])
-
-    def close(self) -> None:
-        self._child.close()
+    source = checkpoint.source
+    hello = {
+        "model": source.location if path is None else str(path.parent if is_file else path),
+        "revision": source.revision if path is None else None,
+        "gguf_file": path.name if path is not None and is_file else None,
+        "dtype": chosen.dtype,
+        "compiled": chosen.compiled,
+        "int8": chosen.int8,
+        "threads": threads,
+        "device": device,
+    }
+    computes_in = chosen.in_words()
+    if checkpoint.format:
+        computes_in += f", from {checkpoint.format} dequantized"
+    child = Child("octavo.bench.transformers_child", "transformers", hello)
+    return ChildPeer("transformers", child, workload, source.location, computes_in)

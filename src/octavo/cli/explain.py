@@ -13,6 +13,7 @@ from octavo.cli.loading import loaded_model
 from octavo.cli.options import Given, accepts, with_model
 from octavo.cli.output import note_all, write_json, write_table
 from octavo.settings import SamplingParams, Settings
+from octavo.units import readable_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,13 +51,22 @@ def explain(
         return
     from rich.text import Text
 
-    reasons = [*facts["reasons"], f"speculation: {facts['speculation']}"]
+    reasons = [
+        *facts["reasons"],
+        *(
+            f"{name.replace('_', ' ')}: {facts[name]}"
+            for name in ("speculation", "grammars", "logits_processors")
+        ),
+        *(f"warning: {warning}" for warning in facts["warnings"]),
+    ]
     title = " at ".join(name for name in (facts["model"], facts["revision"]) if name is not None)
     write_table(
         Text(title),
         _pairs("Runner", _runner(facts["runner"])),
         *([_pairs("Card", _card(card))] if (card := facts["device"]["card"]) else []),
+        _pairs("Formats", _formats(facts["formats"])),
         _layers(facts["layers"]),
+        _pairs("Memory", _memory(facts)),
         _pairs("Counters", _flat(facts["counters"] | {"compiled": facts["compiled"]})),
         Text("\n".join(f"- {reason}" for reason in reasons)),
     )
@@ -97,8 +107,36 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name} ")
         else:
-            flat[f"{prefix}{name}".replace("_", " ")] = str(value)
+            flat[f"{prefix}{name}".replace("_", " ")] = _in_words(value)
     return flat
+
+
+def _in_words(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_in_words, value)) or "-"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _formats(formats: list[dict[str, Any]]) -> dict[str, str]:
+    return {
+        each["format"]: f"{each['tensors']} tensors, {readable_bytes(each['packed_bytes'])}"
+        for each in formats
+    }
+
+
+def _memory(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What the runner holds, and where the keys and values of it lie."""
+    shown = {name.replace("_", " "): readable_bytes(count) for name, count in facts["memory"].items()}
+    for group in facts["kv"]:
+        reach = "whole context" if group["window"] is None else f"window of {group['window']:,}"
+        shown[f"keys and values, {reach}"] = (
+            f"{readable_bytes(group['bytes'])}: {group['pages']:,} pages of {group['layers']} layers"
+        )
+    return shown
 
 
 def _pairs(title: str, values: Mapping[str, str]) -> Table:

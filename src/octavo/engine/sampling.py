@@ -16,13 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.errors import NumericalError
-from octavo.types import Sampling, TokenLogprob
+from octavo.types import GREEDY_BELOW, Sampling, TokenLogprob
 
 Logits = NDArray[np.float32]
 TokenIds = NDArray[np.int64]
-
-GREEDY_BELOW = 1e-5
-"""A temperature below this is greedy: fp32 logits do not resolve a smaller one."""
 
 _PHILOX_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
 _PHILOX_WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
@@ -61,12 +58,6 @@ def has_penalties(sampling: Sampling) -> bool:
         or sampling.frequency_penalty != 0.0
         or sampling.presence_penalty != 0.0
     )
-
-
-def unpack_mask(words: NDArray[np.uint32], vocab_size: int) -> NDArray[np.bool_]:
-    """uint32 [ceil(V / 32)], bit i % 32 of word i // 32 set where token i is allowed -> bool [V]."""
-    bits = np.unpackbits(words.astype("<u4").view(np.uint8), count=vocab_size, bitorder="little")
-    return bits.view(np.bool_)
 
 
 def check_finite(logits: Logits) -> None:

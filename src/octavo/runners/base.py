@@ -226,6 +226,8 @@ class RunnerConfig:
     prefill_chunk_tokens: int
     """Most tokens of one chunk: bounds activations, and the pages a window group needs."""
     threads: int | None = None
+    draft_rows: int = 0
+    """Most guesses verified in a step, where the runner's results allow guessing."""
 
 
 class RunnerKind(Protocol):

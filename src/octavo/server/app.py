@@ -21,11 +21,12 @@ from octavo.server.access import OPEN_PATHS, Keys, check_host
 from octavo.server.chat import chat
 from octavo.server.chat_page import PAGE_FILES, chat_page
 from octavo.server.completions import completions
-from octavo.server.exchange import ClientGone, Exchange, Receive, Scope, Send
+from octavo.server.exchange import Exchange, Receive, Scope, Send
 from octavo.server.faults import HttpFault, bad_request, fault_from, unavailable
 from octavo.server.openapi import openapi
 from octavo.server.responses import responses
 from octavo.server.service import Service
+from octavo.server.stall import ClientGone
 
 Handler = Callable[[Service, Exchange], Awaitable[None]]
 

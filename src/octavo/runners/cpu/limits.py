@@ -58,7 +58,7 @@ def activation_bytes(spec: ModelSpec, config: RunnerConfig, threads: int) -> int
     blocks = sum(-(-pages * KV_PAGE_TOKENS // _BLOCK_TOKENS) for pages in config.kv_pages) + config.max_slots
     most_blocks = config.max_slots * (config.context_tokens // _BLOCK_TOKENS + 1)
     partials = 6 * min(blocks, most_blocks) * (mixed + 2 * heads)
-    logits = 4 * (config.max_slots + _TARGET_ROWS) * spec.vocab_size
+    logits = 4 * (config.max_slots + config.draft_rows + _TARGET_ROWS) * spec.vocab_size
     head_dim = max(m.head_dim for m in _mixers(spec))
     tile = 4 * _QUERY_TILE * (3 * head_dim + _BLOCK_TOKENS + 6)
     a_thread = 4 * (spec.hidden_size + 3 * widest + angles) + encoded + tile + 12 * spec.vocab_size

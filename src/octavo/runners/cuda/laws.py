@@ -15,8 +15,7 @@ import torch
 import triton.language as tl
 
 from octavo.runners.base import SlotState
-from octavo.runners.reference.sampling import GREEDY_BELOW
-from octavo.types import Sampling
+from octavo.types import GREEDY_BELOW, Sampling
 
 WORDS = tl.constexpr(16)
 """int32 words of a slot; floats as their bits."""

@@ -29,6 +29,7 @@ from octavo.runners.base import (
     SlotState,
 )
 from octavo.runners.freed_memory import return_freed_memory
+from octavo.runners.masks import unpack_mask
 from octavo.runners.reference.feed_forward import Addends
 from octavo.runners.reference.kv_cache import KVCache
 from octavo.runners.reference.limits import LOGITS_BLOCK_ROWS
@@ -192,7 +193,7 @@ class ReferenceRunner:
         self, slot: int, logits: torch.Tensor, mask: np.ndarray | None, replaced: np.ndarray | None
     ) -> Sampled:
         state = self._slots[slot]
-        allowed = None if mask is None else _unpack_mask(mask, len(logits), self._device)
+        allowed = None if mask is None else torch.from_numpy(unpack_mask(mask, len(logits))).to(self._device)
         others = None if replaced is None else torch.tensor(replaced, device=self._device)
         token, logprob = sample_row(
             logits, state.sampling, state.token_ids, state.prompt_tokens, allowed, others
@@ -200,9 +201,3 @@ class ReferenceRunner:
         if token >= 0:
             state.token_ids.append(token)
         return Sampled(token, logprob)
-
-
-def _unpack_mask(mask: np.ndarray, vocabulary: int, device: torch.device) -> torch.Tensor:
-    """uint32 [ceil(V / 32)] -> bool [V]."""
-    bits = np.unpackbits(mask.astype("<u4").view(np.uint8), bitorder="little")[:vocabulary]
-    return torch.from_numpy(bits.astype(bool)).to(device)

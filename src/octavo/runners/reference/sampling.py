@@ -11,9 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from octavo.types import Sampling, TokenLogprob
-
-GREEDY_BELOW = 1e-5
+from octavo.types import GREEDY_BELOW, Sampling, TokenLogprob
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
