@@ -18,7 +18,9 @@ from octavo.settings import SamplingParams, Settings
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])
     real = options.pop("real", False)
-    model = Settings(model=options.pop("model", "fake"), max_sequences=8 if real else 64, context=4096)
+    # A small context of a real one: pages of the KV cache count as memory when they are first used.
+    size = {"context": 1024} if real else {"context": 4096, "max_sequences": 64}
+    model = Settings(model=options.pop("model", "fake"), **size)
     log_to_stderr()
     serve(
         ServerSettings(port=0, **options),
