@@ -19,6 +19,8 @@ from octavo.runners.cuda.dequantize import dequantize
 from octavo.runners.cuda.embedding import embed
 from octavo.runners.cuda.feed_forward import feed_forward
 from octavo.runners.cuda.gemv import Add, Logits, Vector, gemv, reference, shuffle
+from octavo.runners.cuda.planes_linear import PlanesTile, RowLogits, planes_linear
+from octavo.runners.cuda.planes_linear import reference as planes_reference
 from octavo.runners.cuda.rows_linear import rows_linear
 from octavo.runners.cuda.tiles import Tile
 
@@ -45,8 +47,9 @@ def close(got: torch.Tensor, want: torch.Tensor, bound: float) -> None:
 def vectors(x: torch.Tensor, plain: bool) -> list[Vector]:
     if plain:
         return [Vector("values", x)]
-    high, low, scales = fixed_point.reference(x)
-    return [Vector("planes", high, low, scales), Vector("shuffled", shuffle(x))]
+    planes = fixed_point.reference(x[None], 32)
+    high, low = planes.pairs[0]
+    return [Vector("planes", high, low, planes.scales), Vector("shuffled", shuffle(x))]
 
 
 @by_name
@@ -172,6 +175,46 @@ def test_rows_and_dequantized_products(format: Format, pack: Callable[..., Any],
     rows_linear(matrix, x, out[:, 1:-1])
     close(out[:, 1:-1], x.float() @ values.T + matrix.bias, 2e-3)
     assert bool(out[:, [0, -1]].isnan().all())
+
+
+@pytest.mark.parametrize("format", [INT8, LLM_INT8, Q8_0], ids=lambda chosen: chosen.name)
+@pytest.mark.parametrize(
+    ("tile", "count", "blocks"),
+    [
+        (PlanesTile(16, 32, 64, 2, 4), 3, True),
+        (PlanesTile(16, 8, 128, 2, 4, 2), 9, False),
+        (PlanesTile(32, 32, 256, 2, 4, 3), 5, True),
+    ],
+)
+def test_rows_in_fixed_point(
+    format: Format, tile: PlanesTile, count: int, blocks: bool, pack: Callable[..., Any], randn: Any
+) -> None:
+    rows, columns = 20, 320 - 32  # no tile, step or split is filled
+    matrix, values = pack(format, rows, columns, randn(rows))
+    block = (matrix.encoding.group_size or 64) if blocks else matrix.columns
+    x = fixed_point.reference(F.pad(randn(count, columns), (0, 32)), block)
+    out = torch.full((tile.splits, count, rows + 2), torch.nan, device=values.device)
+    planes_linear(matrix, x, out[:, :, 1:-1], tile, pdl=False, descriptors=tile.splits == 2)
+    close(out[:, :, 1:-1].sum(0), planes_reference(x, values, matrix.bias), 1e-6)
+    assert bool(out[..., [0, -1]].isnan().all())
+
+
+def test_the_batch_head_finds_the_best_tokens_and_sees_what_is_not_finite(
+    pack: Callable[..., Any], randn: Any
+) -> None:
+    matrix, values = pack(INT8, 37, 64)
+    x = fixed_point.reference(randn(3, 64), 64)
+    x.scales[1] = torch.nan
+    want = 2.0 * torch.tanh(planes_reference(x, values, None) * 0.5 / 2.0)
+    out = torch.zeros((1, 3, 37), device=values.device)
+    best = torch.full((3, 3), torch.nan, device=values.device)
+    best_ids = torch.zeros((3, 3), dtype=torch.int32, device=values.device)
+    head = RowLogits(0.5, 2.0, best, best_ids)
+    planes_linear(matrix, x, out, PlanesTile(16, 8, 64, 2, 4), pdl=False, descriptors=False, logits=head)
+    close(out[0, [0, 2]], want[[0, 2]], 1e-5)
+    assert bool(best[1].isinf().all())
+    for token in (0, 2):
+        assert int(best_ids[token][best[token].argmax()]) == int(out[0, token].argmax())
 
 
 @pytest.mark.parametrize("format", [INT8, INT4, NF4, Plain("bf16")], ids=lambda chosen: chosen.name)

@@ -31,6 +31,7 @@ from octavo.runners.base import (
     SampleResult,
     SlotState,
 )
+from octavo.runners.cuda.batch_decode import BatchStep, Step
 from octavo.runners.cuda.chunk import ChunkModel
 from octavo.runners.cuda.decode import DecodeStep, card_of
 from octavo.runners.cuda.decode_attention import Sequences
@@ -126,14 +127,14 @@ class CudaRunner:
             self._model, self._caches, getattr(torch, config.compute_dtype)
         )
         self._graphs = Graphs(capturing=self._on_card)
-        self._decode_steps: dict[_StepKey, DecodeStep] = {}
+        self._decode_steps: dict[_StepKey, Step] = {}
         self._sample_steps: dict[int, SampleStep] = {}
 
     def _step_key(self, slots: Sequence[int]) -> _StepKey:
         adapted = any(self._slots[slot].adapter is not None for slot in slots)
         return _StepKey(self._bucket(len(slots)), adapted)
 
-    def _decode_step(self, key: _StepKey) -> DecodeStep:
+    def _decode_step(self, key: _StepKey) -> Step:
         """The buffers of a batch."""
         if key not in self._decode_steps:
             self._decode_steps[key] = self._make_decode_step(key)
@@ -150,16 +151,23 @@ class CudaRunner:
             )
         return self._sample_steps[count]
 
-    def _make_decode_step(self, key: _StepKey) -> DecodeStep:
+    def _make_decode_step(self, key: _StepKey) -> Step:
+        """One row without an adapter has kernels of its own."""
         slots = torch.full((key.count,), self._spare_slot, dtype=torch.int32, device=self._device)
         assert self._model is not None
-        return DecodeStep(
+        given = (
             self._model,
             self._caches,
             Sequences(slots, self._positions, self._tables, self._spare_slot),
             self._last_tokens,
-            context_tokens=self._config.context_tokens,
-            compute_dtype=getattr(torch, self._config.compute_dtype),
+        )
+        context, dtype = self._config.context_tokens, getattr(torch, self._config.compute_dtype)
+        if key == (1, False):
+            return DecodeStep(*given, context_tokens=context, compute_dtype=dtype, card=self._card)
+        return BatchStep(
+            *given,
+            context_tokens=context,
+            compute_dtype=dtype,
             card=self._card,
             adapters=self._adapters if key.adapted else None,
         )
