@@ -29,7 +29,7 @@ from octavo.settings import Settings
 from octavo.sources.resolve import resolve
 from octavo.types import LoadState, ModelSource, Progress
 from octavo.validate import validate_settings
-from octavo.weights import choose_formats, open_weights
+from octavo.weights import WeightStore, choose_formats, open_weights
 
 _SMALLER_QUANTS = ("int8", "llm-int8", "int4")
 """What a refusal may suggest instead."""
@@ -111,17 +111,8 @@ def load_backend(
     plan, kind = model.plan, _kind(model)
     enter = on_state or (lambda _: None)
     enter("loading")
-    weights = open_weights(
-        model=kept_name(model.source.location),
-        fingerprint=model.source.fingerprint,
-        tensors=model.source.tensors,
-        parameters=model.parameters,
-        formats=plan.formats,
-        layout=kind.layout,
-        cache_dir=model.settings.cache_dir,
-        use_cache=model.settings.cache,
-        progress=progress,
-    )
+    kind.preload(plan.config)
+    weights = stored_weights(model, progress)
     enter("warming")
     try:
         runner = kind.create(model.spec, weights, plan.config)
@@ -141,6 +132,21 @@ def load_backend(
         runner.close()
         raise
     return LoadedBackend(backend, weights.from_cache, (*weights.notices, *_slower_runner(plan)))
+
+
+def stored_weights(model: PlannedModel, progress: Progress | None) -> WeightStore:
+    """The weights as the planned runner lays them out: mapped from the packed cache, or packed now."""
+    return open_weights(
+        model=kept_name(model.source.location),
+        fingerprint=model.source.fingerprint,
+        tensors=model.source.tensors,
+        parameters=model.parameters,
+        formats=model.plan.formats,
+        layout=_kind(model).layout,
+        cache_dir=model.settings.cache_dir,
+        use_cache=model.settings.cache,
+        progress=progress,
+    )
 
 
 def _slower_runner(plan: LoadPlan) -> tuple[str, ...]:

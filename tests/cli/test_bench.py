@@ -11,10 +11,11 @@ from typing import ClassVar
 
 import pytest
 
-from octavo.bench import subject
+from octavo.bench import subject, tuning
 from octavo.bench.figures import Round
 from octavo.bench.memory import ProcessMemory
 from octavo.bench.subject import Facts
+from octavo.bench.tuning import Tuned
 
 
 class FakeSubject:
@@ -101,6 +102,20 @@ def test_wrong_arguments_say_what_to_do(fake, arguments, error, fix):
     assert error in done.err_lines[0]
     assert fix in done.err_lines[1]
     assert FakeSubject.given == []
+
+
+def test_tiles_are_tuned_first(fake, monkeypatch, tmp_path):
+    monkeypatch.setattr(tuning, "tune_tiles", lambda settings, seconds, progress: Tuned(5, tmp_path))
+    done = fake("bench", "--tune", "--repeat", "1")
+    assert done.code == 0
+    assert done.err_lines[0] == f"tiles of 5 shapes were tuned and are kept in {tmp_path}"
+
+
+@pytest.mark.model
+def test_tuning_is_for_cuda(cli, default_model_path):
+    done = cli("bench", "--model", str(default_model_path), "--device", "cpu", "--tune")
+    assert done.code == 2
+    assert "only the CUDA runner has tiles to tune" in done.err_lines[0]
 
 
 @pytest.mark.model

@@ -13,7 +13,8 @@ from octavo.quant import format_named, stored_format
 from octavo.quant.checkpoint import _METHODS
 from octavo.quant.format import Format
 from octavo.quant.ggml_blocks import BLOCK_TYPES
-from octavo.runners.cpu.layout import encoding_of
+from octavo.runners.cpu.layout import encoding_of as cpu_encoding_of
+from octavo.runners.cuda.layout import encoding_of as cuda_encoding_of
 from octavo.settings import QuantName
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -35,8 +36,12 @@ def bits(form: Format) -> float:
 
 def assert_runners(row: dict[str, str], form: Format) -> None:
     assert row["reference"] == "yes"
-    taken = encoding_of(form, COLUMNS, 8) is not None
-    assert row["cpu"] == "yes" or (row["cpu"].startswith("no: ") and not taken)
+    taken = {
+        "cpu": cpu_encoding_of(form, COLUMNS, 8) is not None,
+        "cuda": cuda_encoding_of(form) is not None,
+    }
+    for runner, takes in taken.items():
+        assert row[runner] == "yes" if takes else row[runner].startswith("no: ")
 
 
 NAMED = {row["name"]: row for row in rows_under("What a user can ask for")}

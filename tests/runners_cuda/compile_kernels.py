@@ -1,6 +1,6 @@
 """Compiles what a step and a chunk launch, for one compute capability and without a card; prints shared bytes.
 
-    python compile_kernels.py 90 i8,u4,bf16
+    python compile_kernels.py 90 i8,int4,bf16
 
 A process of its own: here kernels are compiled, in the tests beside it they are interpreted.
 """
@@ -16,18 +16,29 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from octavo.models.spec import Attention, DenseMLP, LayerNorms, LayerSpec, ModelSpec, Norm, Rope
+from octavo.runners.cuda.batch_decode import step_kind
 from octavo.runners.cuda.chunk import ChunkModel
-from octavo.runners.cuda.decode import Card, DecodeStep
+from octavo.runners.cuda.decode import Card
 from octavo.runners.cuda.decode_attention import Sequences
 from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNorm, Linear, Matrix
 from octavo.runners.cuda.kv_cache import make_cache
+from octavo.runners.cuda.laws import SlotLaws
 from octavo.runners.cuda.layout import Encoding
+from octavo.runners.cuda.low_rank import Adapters
+from octavo.runners.cuda.pick import best_of_rows
+from octavo.runners.cuda.sampling import SampleStep
 
 HIDDEN, HEADS, KV_HEADS, DIM, FED, VOCABULARY = 256, 4, 2, 256, 512, 8192 + 5
 CPU = torch.device("cpu")
 ENCODINGS = {
     "i8": Encoding("i8", 64, "f16"),
     "u4": Encoding("u4", 32, "f16"),
+    "int4": Encoding("u4", 32, "f9z7"),
+    "i4": Encoding("i4", 128, "f16"),
+    "nf4": Encoding("nf4", 64, "f32"),
+    "iq4": Encoding("iq4", 32, "i8*f16"),
+    "i8m": Encoding("i8m", 32, "f16"),
+    "e4m3": Encoding("e4m3", 128, "f32"),
     "bf16": Encoding("bf16", 0, "none"),
 }
 
@@ -48,19 +59,22 @@ class NoCard:
         return 0
 
 
-def model_of(encoding: Encoding) -> DeviceModel:
+def model_of(encoding: Encoding, *, chain: bool) -> DeviceModel:
+    """`chain`: nothing but rms norms before the blocks."""
     rms, layernorm = Norm("rms", 1e-6), Norm("layernorm", 1e-6, bias=True)
     rope = Rope("default", 1e4, DIM, tuple(1.0 for _ in range(DIM // 2)))
     mixer = Attention(HEADS, KV_HEADS, DIM, 0.1, rope, window=4096, softcap=50.0, qk_norm=rms)
-    layer = LayerSpec(LayerNorms(rms, rms, layernorm, None), mixer, DenseMLP(FED, "gelu_tanh"))
+    norms = LayerNorms(rms, None, rms, None) if chain else LayerNorms(rms, rms, layernorm, None)
+    layer = LayerSpec(norms, mixer, DenseMLP(FED, "gelu_tanh"))
     spec = ModelSpec("tiny", VOCABULARY, HIDDEN, (layer,), rms, 8192, False, final_softcap=30.0)
 
     def matrix(rows: int, columns: int) -> Matrix:
         words = torch.zeros(rows * encoding.code_bytes(columns) // 4, dtype=torch.int32)
         codes = words.view(torch.bfloat16) if encoding.codec == "bf16" else words
-        scales = torch.zeros(rows * encoding.scale_bytes(columns) // 2, dtype=torch.float16)
-        scales = scales.view(torch.int32) if encoding.codec == "u4" else scales
-        return Matrix(encoding, rows, columns, codes, scales, torch.zeros(rows))
+        scales = torch.zeros(rows * encoding.scale_bytes(columns), dtype=torch.uint8)
+        kinds = {"f16": torch.float16, "f32": torch.float32, "i8*f16": torch.int8, "f9z7": torch.int16}
+        scales = scales.view(kinds.get(encoding.scales, torch.uint8))
+        return Matrix(encoding, rows, columns, codes, scales, torch.zeros(rows), torch.zeros(16))
 
     def norm(kind: str = "rms", width: int = HIDDEN) -> DeviceNorm:
         return DeviceNorm(kind, 1e-6, torch.zeros(width), torch.zeros(width) if kind == "layernorm" else None)
@@ -68,12 +82,12 @@ def model_of(encoding: Encoding) -> DeviceModel:
     device_layer = DeviceLayer(
         spec=layer,
         qkv=Linear((matrix((HEADS + 2 * KV_HEADS) * DIM, HIDDEN),)),
-        o=Linear((matrix(HIDDEN, HEADS * DIM),)),
+        o=Linear((matrix(HIDDEN, HEADS * DIM),), (("o", HIDDEN),), HEADS * DIM),
         gate_up=Linear((matrix(2 * FED, HIDDEN),)),
         down=Linear((matrix(HIDDEN, FED),)),
         pre_mixer=norm(),
-        post_mixer=norm(),
-        pre_ffn=norm("layernorm"),
+        post_mixer=None if chain else norm(),
+        pre_ffn=norm("rms" if chain else "layernorm"),
         post_ffn=None,
         q_norm=norm(width=DIM),
         k_norm=norm(width=DIM),
@@ -84,20 +98,32 @@ def model_of(encoding: Encoding) -> DeviceModel:
     return DeviceModel(spec, matrix(VOCABULARY, HIDDEN), (device_layer,), norm(), head, 0)
 
 
-def launch_all(encoding: Encoding, capability: int) -> None:
-    model = model_of(encoding)
+def launch_all(encoding: Encoding, capability: int, *, chain: bool) -> None:
+    model = model_of(encoding, chain=chain)
     caches = make_cache(model.spec, [4], torch.bfloat16, CPU)
     card = Card("any", 80, capability >= 90, 40 << 20)
-    slots = torch.zeros(3, dtype=torch.int32)
-    for count in (1, 2):
-        sequences = Sequences(slots[:count], slots, (torch.zeros((3, 256), dtype=torch.int32),), 2)
-        step = DecodeStep(
+    slots = torch.zeros(129, dtype=torch.int32)
+    laws = SlotLaws.empty(128, VOCABULARY, CPU)
+    adapters = Adapters(model, 129, CPU)
+    for count in (1,) if chain else (1, 2, 128):
+        sequences = Sequences(slots[:count], slots, (torch.zeros((129, 256), dtype=torch.int32),), 128)
+        step = step_kind(count)(
             model, caches, sequences, slots, context_tokens=8192, compute_dtype=torch.bfloat16, card=card
         )
         step.forward()
         step.pick()
+        if chain:
+            return
+        law = SampleStep(laws, slots, slots.clone(), count, multiprocessors=card.multiprocessors)
+        law.launch()
+        law.launch_logprobs()
+    linear = model.layers[0].o
+    for x in (torch.zeros((1, linear.columns)).half(), step._input_of(linear)):
+        adapters.add_rows(linear, x, torch.zeros((1, linear.rows)), slots)
     chunks = ChunkModel(model, caches, torch.bfloat16)
-    chunks.forward(torch.zeros(80, dtype=torch.int32), 0, (slots,))
+    for tokens in (80, 8):
+        chunks.forward(torch.zeros(tokens, dtype=torch.int32), 0, (slots,))
+    best_of_rows(step.logits, step.logits, slots)
 
 
 def main() -> None:
@@ -114,7 +140,8 @@ def main() -> None:
 
     JITFunction.run = compile_only
     for codec in sys.argv[2].split(","):
-        launch_all(ENCODINGS[codec], capability)
+        launch_all(ENCODINGS[codec], capability, chain=False)
+        launch_all(ENCODINGS[codec], capability, chain=True)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ It has to be chosen before they are imported.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -47,13 +50,14 @@ def randn(device: torch.device) -> Callable[..., torch.Tensor]:
 def pack(device: torch.device) -> Callable[..., Any]:
     """(format, rows, columns) -> a random matrix on the device, and its dequantized values fp32 [N, C]."""
     from octavo.models.parameters import Parameter
+    from octavo.quant.codebook import Codebook
     from octavo.quant.format import Bundle
     from octavo.runners.cuda.device_model import Matrix
     from octavo.runners.cuda.layout import CUDA_B64, encoding_of, padded
 
     def make(format: Any, rows: int, columns: int, bias: torch.Tensor | None = None) -> Any:
         weight = np.random.default_rng(3).normal(0, columns**-0.5, (rows, columns)).astype(np.float32)
-        logical = format.pack(weight)
+        logical = random_arrays(format, rows, columns) if format_is_stored(format) else format.pack(weight)
         parameter = Parameter("head.weight", (rows, columns), "matrix", "head")
         arrays = CUDA_B64.arrange(Bundle("head", (parameter,)), [(format, logical)])
         encoding = encoding_of(format)
@@ -62,11 +66,10 @@ def pack(device: torch.device) -> Callable[..., Any]:
             encoding,
             rows,
             padded(columns),
-            _flat(arrays["head_codes"], encoding.codec).to(device),
-            _flat(arrays["head_scales"], encoding.codec).to(device)
-            if "head_scales" in arrays
-            else torch.empty(0),
+            _tensor(arrays["head_codes"], encoding.codec).to(device),
+            _tensor(arrays["head_scales"], "").to(device) if "head_scales" in arrays else torch.empty(0),
             bias,
+            torch.from_numpy(format.values.copy()).to(device) if isinstance(format, Codebook) else None,
         )
         values = torch.from_numpy(format.unpack(logical, columns).copy())
         values = torch.nn.functional.pad(values, (0, padded(columns) - columns))
@@ -75,11 +78,57 @@ def pack(device: torch.device) -> Callable[..., Any]:
     return make
 
 
-def _flat(array: np.ndarray, codec: str) -> torch.Tensor:
+def format_is_stored(format: Any) -> bool:
+    """Whether only checkpoints hold it: nothing is packed to it."""
+    return getattr(format, "rounding", "") is None
+
+
+def random_arrays(format: Any, rows: int, columns: int) -> dict[str, np.ndarray]:
+    """Arrays of a format, of any codes and of scales that give weights of about columns ** -0.5."""
+    from octavo.quant.nibbles import join_nibbles
+    from octavo.quant.scales import SCALE_DTYPES, is_two_level
+
+    source = np.random.default_rng(4)
+    codes = source.integers(0, 1 << format.bits, (rows, columns)).astype(np.uint8)
+    groups = format.groups(columns)
+    spread = columns**-0.5 / 2 ** (format.bits - 1)
+    arrays = {}
+    for name in ("scales", "minimums"):
+        if name == "minimums" and getattr(format, "zero", "") != "minimum":
+            continue
+        if is_two_level(format.scales):
+            arrays[name] = source.integers(20, 64, (rows, groups)).astype(SCALE_DTYPES[format.scales])
+            shared = source.uniform(0.5, 1.5, (rows, -(-columns // 256))) * spread / 40
+            arrays[f"super_{name}"] = shared.astype(np.float16)
+        else:
+            values = source.uniform(0.5, 1.5, (rows, groups)) * spread
+            arrays[name] = values.astype(SCALE_DTYPES[format.scales])
+    if getattr(format, "table", "") == "e4m3":
+        codes[codes & 0x7F == 0x7F] = 0  # no numbers
+    if hasattr(format, "zero"):
+        if format.zero == "integer":
+            arrays["zeros"] = source.integers(0, 8, (rows, groups)).astype(np.int8)
+        if format.bits == 8:
+            codes = codes.view(np.int8)
+    return {"codes": codes if format.bits == 8 else join_nibbles(codes)} | arrays
+
+
+def _tensor(array: np.ndarray, codec: str) -> torch.Tensor:
     """The element types that kernels load."""
     flat = torch.from_numpy(np.ascontiguousarray(array).reshape(-1))
-    if codec in ("i8", "u4") and flat.element_size() == 1:
-        return flat.view(torch.int32)
-    if codec == "u4":
+    if codec and flat.element_size() == 1:
         return flat.view(torch.int32)
     return flat.view(torch.bfloat16) if codec == "bf16" else flat
+
+
+@pytest.fixture(scope="session")
+def tiny_models() -> ModuleType:
+    """tests/runners_cpu/conftest.py: MODELS, make_tiny, Driver, runner_config."""
+    path = Path(__file__).parents[1] / "runners_cpu" / "conftest.py"
+    spec = spec_from_file_location("tiny_models", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules["tiny_models"] = module
+    spec.loader.exec_module(module)
+    return module

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from octavo.models.spec import Attention, Norm, Rope
+from octavo.runners.cuda import fixed_point
+from octavo.runners.cuda.batch_attention import WalkTile, batch_attention
 from octavo.runners.cuda.decode_attention import Sequences, SplitTile, decode_attention, reference
 from octavo.runners.cuda.device_model import DeviceNorm
 from octavo.runners.cuda.gemv import shuffle
@@ -114,6 +116,42 @@ def test_one_new_token(case: str, position: int, randn: Any, device: torch.devic
     assert int((paged.cache.keys != before).any(-1).sum()) == mixer.kv_heads  # nothing else was written
     want = want_of(mixer, paged, q[0], position)
     assert float((shuffle(out) - want.flatten()).norm() / want.norm()) < 3e-3
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("tile", [WalkTile(16, 2, 2, 4), WalkTile(64, 1, 2, 4)], ids=["two-splits", "one"])
+def test_new_tokens_of_several_sequences(case: str, tile: WalkTile, randn: Any, device: torch.device) -> None:
+    """Their projections come as partial sums; a row that fills up the batch stands at position 0."""
+    mixer = CASES[case]
+    positions = (70, 0, 33)
+    pages = [Paged(mixer, randn, device) for _ in positions]
+    width = mixer.heads * mixer.head_dim
+    many = LayerCache(torch.cat([p.cache.keys for p in pages]), torch.cat([p.cache.values for p in pages]), 0)
+    tables = torch.stack([4 * index + p.table for index, p in enumerate(pages)])
+    sequences = Sequences(
+        torch.tensor([2, 0, 1], dtype=torch.int32, device=device),
+        torch.tensor([0, 33, 70], dtype=torch.int32, device=device),
+        (tables[[1, 2, 0]],),
+        9,
+    )
+    halves = randn(2, 3, (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim)
+    parts = torch.full((3 * tile.splits * width,), torch.nan, device=device)
+    sums = torch.full((3 * tile.splits * mixer.heads,), torch.nan, device=device)
+    planes = fixed_point.Planes(
+        torch.full((3, 2, 128), 77, dtype=torch.int8, device=device), torch.full((3, 2), 7.0, device=device)
+    )
+    batch_attention(pages[0].layer, many, halves, sequences, parts, sums, planes, tile, pdl=False)
+    got = fixed_point.dequantize(planes)
+    assert bool((got[:, width:] == 0).all())
+    for index, (page, position) in enumerate(zip(pages, positions, strict=True)):
+        page.layer = pages[0].layer  # of the gains of its norms
+        page.cache = LayerCache(many.keys[4 * index :][:4], many.values[4 * index :][:4], 0)
+        q, k, v = page.heads(halves.sum(0)[index : index + 1], position)
+        added = [page.tokens(p, position + 1)[:, -1].float() for p in (page.cache.keys, page.cache.values)]
+        assert torch.allclose(added[0], k[0], atol=4e-3, rtol=2e-3)
+        assert torch.allclose(added[1], v[0], atol=4e-3, rtol=2e-3)
+        want = want_of(mixer, page, q[0], position).flatten()
+        assert float((got[index, :width] - want).norm() / want.norm()) < 3e-3
 
 
 @pytest.mark.parametrize("case", ["partial-rotary", "window", "softcap"])

@@ -39,7 +39,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
         (SPEC, [INT8], replace(CONFIG, device="cpu"), "not on cpu"),
         (SPEC, [INT8], replace(CONFIG, compute_dtype="float32"), "not in float32"),
         (SPEC, [INT8], replace(CONFIG, max_slots=200), "128 sequences"),
-        (SPEC, [Affine("odd", 8, 48, "none", "f16", "step", "ggml")], CONFIG, "format odd"),
+        (SPEC, [Affine("odd", 8, 40, "none", "f16", "step", "ggml")], CONFIG, "format odd"),
         (of(head_dim=320), [INT8], CONFIG, "heads of 320"),
         (of(heads=40), [INT8], CONFIG, "20 heads share a key"),
         (of(qk_norm=Norm("layernorm", 1e-5)), [INT8], CONFIG, "layernorm"),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from octavo.runners.cuda import fixed_point
 from octavo.runners.cuda.device_model import DeviceNorm
-from octavo.runners.cuda.norm import Planes, join_residual, reference
+from octavo.runners.cuda.norm import join_residual, reference
 
 WIDTH, PADDED = 72, 128
 
@@ -38,21 +38,28 @@ def test_sum_and_norms(post: str | None, pre: str | None, randn: Any) -> None:
     assert torch.allclose(x, want, atol=1e-5)
 
 
-def test_fixed_point_is_the_reference_and_an_outlier_costs_its_own_block(randn: Any) -> None:
-    h = randn(1, WIDTH)
+def test_partial_sums_are_added_in_order(randn: Any) -> None:
+    h, parts = randn(2, WIDTH), randn(3, 2, WIDTH)
+    want = h + ((parts[0] + parts[1]) + parts[2])
+    join_residual(h, parts, None, post=None, pre=None, multiplier=1.0, pdl=False)
+    assert torch.equal(h, want)
+
+
+@pytest.mark.parametrize("block", [32, 64, PADDED])
+def test_fixed_point_is_the_reference_and_an_outlier_costs_its_own_block(block: int, randn: Any) -> None:
+    h = randn(2, WIDTH)
     h[0, 3] = 3000.0
     norm = norm_of("rms", randn)
-    planes = Planes(
-        torch.zeros((1, PADDED), dtype=torch.int8, device=h.device),
-        torch.zeros((1, PADDED), dtype=torch.int8, device=h.device),
-        torch.zeros((1, PADDED // 32), device=h.device),
+    planes = fixed_point.Planes(
+        torch.zeros((2, 2, PADDED), dtype=torch.int8, device=h.device),
+        torch.zeros((2, PADDED // block), device=h.device),
     )
     want = F.pad(apply(norm, h), (0, PADDED - WIDTH))
     join_residual(h.clone(), None, planes, post=None, pre=norm, multiplier=1.0, pdl=False)
-    got = fixed_point.dequantize(planes.high, planes.low, planes.scales)
-    error = (got - want).abs().unflatten(-1, (-1, 32)).amax(-1)
-    largest = want.abs().unflatten(-1, (-1, 32)).amax(-1)
+    got = fixed_point.dequantize(planes)
+    error = (got - want).abs().unflatten(-1, (-1, block)).amax(-1)
+    largest = want.abs().unflatten(-1, (-1, block)).amax(-1)
     assert bool((error <= largest / 65024 * 1.01 + 1e-6).all())
-    assert float(error[0, 1]) < 1e-4 * float(error[0, 0] + 1)
-    again = fixed_point.dequantize(*fixed_point.reference(want))
+    assert block == PADDED or float(error[0, 1]) < 1e-4 * float(error[0, 0] + 1)
+    again = fixed_point.dequantize(fixed_point.reference(want, block))
     assert torch.allclose(got, again, rtol=1e-4, atol=1e-6)

@@ -46,6 +46,13 @@ def bench(
     peer_model: Annotated[
         str | None, typer.Option(help="What the peer reads instead of MODEL, e.g. a GGUF file.")
     ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="First find the fastest tiles of this model's shapes on this card, and keep them."
+        ),
+    ] = False,
+    tune_seconds: Annotated[float, typer.Option(min=1, help="How long --tune may take.")] = 90,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     said: Given,
 ) -> None:
@@ -67,6 +74,13 @@ def bench(
     elif peer_model is not None:
         raise UsageError("--peer-model is given without a peer", remedy="Add --peer, or leave it out.")
     workload = Workload(prompt_tokens, max_new_tokens, batch)
+    if tune:
+        from octavo.bench.tuning import tune_tiles
+
+        tuned, _ = with_fallback(
+            configuration, lambda settings, progress: tune_tiles(settings, tune_seconds, progress)
+        )
+        note(f"tiles of {tuned.shapes} shapes were tuned and are kept in {tuned.path}")
 
     def load(settings: Settings, progress: Progress | None) -> Subject:
         if settings.speculation == "auto":

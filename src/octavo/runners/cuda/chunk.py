@@ -17,6 +17,7 @@ from octavo.runners.cuda.feed_forward import feed_forward
 from octavo.runners.cuda.kv_cache import LayerCache
 from octavo.runners.cuda.layout import padded
 from octavo.runners.cuda.limits import DEQUANTIZED_BYTES, FEW_ROWS
+from octavo.runners.cuda.low_rank import Addends, add_low_rank
 from octavo.runners.cuda.norm import join_residual
 from octavo.runners.cuda.prefill_attention import prefill_attention
 from octavo.runners.cuda.rotate import rotate
@@ -32,6 +33,8 @@ class ChunkModel:
         self._model = model
         self._caches = caches
         self._dtype = compute_dtype
+        self.addends: Addends = {}
+        """Of the adapter that `forward` and `logits` apply: empty, none."""
         device = model.embedding.codes.device
         self._weights = torch.empty(
             DEQUANTIZED_BYTES // compute_dtype.itemsize, dtype=compute_dtype, device=device
@@ -109,6 +112,7 @@ class ChunkModel:
             else:
                 self._library_product(part, x, into)
             first += part.rows
+        add_low_rank(linear, x, out, self.addends)
 
     def _library_product(self, matrix: Matrix, x: torch.Tensor, out: torch.Tensor) -> None:
         at_once = max(1, self._weights.numel() // matrix.columns)

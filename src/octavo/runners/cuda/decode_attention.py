@@ -92,11 +92,11 @@ def decode_attention_kernel(
             head = kv_head * G + group
             q = load_heads(
                 row, head * D, q_gain, head * D if NORM == "full" else head * 0, dim, (group < G) & (dim < D),
-                cosine, sine, qk_eps, D, HALF, NORM, H * D, Q_P2,
+                cosine, sine, qk_eps, 0, D, HALF, NORM, H * D, Q_P2, 1,
             )  # fmt: skip
             new_k = load_heads(
                 row + H * D, kv_head * D + one, k_gain, kv_head * D + one if NORM == "full" else one, dim,
-                (one >= 0) & (dim < D), cosine, sine, qk_eps, D, HALF, NORM, KH * D, K_P2,
+                (one >= 0) & (dim < D), cosine, sine, qk_eps, 0, D, HALF, NORM, KH * D, K_P2, 1,
             ).to(k.dtype)  # fmt: skip
             new_v = tl.load(row + (H + KH + kv_head) * D + dim, mask=dim < D, other=0.0).to(v.dtype)
             if last == tile + tiles:

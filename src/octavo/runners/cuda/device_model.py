@@ -1,13 +1,14 @@
 """A packed model on the device: matrices as their layout stores them, norms with their offset added, rope tables.
 
-Weights go from the mapped cache through one pinned buffer, a piece at a time, so the host holds no copy.
+Weights go from the mapped cache to the device piece by piece (`upload`), so the host holds no copy.
 Shape letters: N output rows, K input columns, C padded columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,19 +16,20 @@ import torch
 from octavo.errors import IncompatibleModelError
 from octavo.models.parameters import Parameter
 from octavo.models.spec import DenseMLP, LayerSpec, ModelSpec, Norm, Rope
+from octavo.quant.codebook import Codebook
 from octavo.quant.format import Format
 from octavo.runners.bundles import VECTORS, bundle_name, part_name, vector_places
 from octavo.runners.cuda.layout import Encoding, encoding_of, padded
+from octavo.runners.cuda.upload import Uploads
 from octavo.weights import StoredBundle, WeightStore
 
-_STAGING_BYTES = 32 << 20
-
-_CODE_DTYPES = {
-    "i8": torch.int32,
-    "u4": torch.int32,
+_PLAIN_DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+_SCALE_DTYPES = {
     "f16": torch.float16,
-    "bf16": torch.bfloat16,
     "f32": torch.float32,
+    "u8*f16": torch.uint8,
+    "i8*f16": torch.int8,
+    "f9z7": torch.int16,
 }
 
 
@@ -42,19 +44,23 @@ class Matrix:
     codes: torch.Tensor
     """Integer codes as int32 words, plain values as they are."""
     scales: torch.Tensor
-    """fp16 or fp32 [N, groups]; of u4 int32, a scale and a minimum; empty for plain values."""
+    """fp16 or fp32, or bytes of two-level ones, as the layout says; empty for plain values."""
     bias: torch.Tensor | None
     """fp32 [N]."""
+    table: torch.Tensor | None = None
+    """fp32 [16] of a codebook."""
 
     @property
     def elements(self) -> torch.Tensor:
         """Codes one by one, for kernels that take single columns: int8, uint8 (two of them), or values."""
-        kind = {"i8": torch.int8, "u4": torch.uint8}.get(self.encoding.codec)
-        return self.codes if kind is None else self.codes.view(kind)
+        if self.encoding.codec in ("i8", "i8m"):
+            return self.codes.view(torch.int8)
+        return self.codes if self.encoding.codec in _PLAIN_DTYPES else self.codes.view(torch.uint8)
 
     @property
-    def scale_elements(self) -> torch.Tensor:
-        return self.scales.view(torch.float16) if self.encoding.codec == "u4" else self.scales
+    def table_or_codes(self) -> torch.Tensor:
+        """The table, or anything where there is none: kernels take a pointer all the same."""
+        return self.codes if self.table is None else self.table
 
     @property
     def nbytes(self) -> int:
@@ -66,6 +72,10 @@ class Linear:
     """Matrices under one another with the same input: one, unless their formats differ."""
 
     parts: tuple[Matrix, ...]
+    members: tuple[tuple[str, int], ...] = ()
+    """Parameters that are its rows, and how many: what adapters can add to. None of a tied head."""
+    input_columns: int = 0
+    """K."""
 
     @property
     def rows(self) -> int:
@@ -76,8 +86,8 @@ class Linear:
         return self.parts[0].columns
 
     @property
-    def is_plain(self) -> bool:
-        return self.parts[0].encoding.scales == "none"
+    def takes_values(self) -> bool:
+        return self.parts[0].encoding.takes_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,32 +127,46 @@ class DeviceModel:
     head: Linear
     nbytes: int
 
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        layers = (x for layer in self.layers for x in (layer.qkv, layer.o, layer.gate_up, layer.down))
+        return (*layers, self.head)
+
 
 def load_model(
     spec: ModelSpec, weights: WeightStore, context_tokens: int, device: torch.device
 ) -> DeviceModel:
     """Copies every bundle to the device and releases it."""
-    return _Loader(spec, weights, context_tokens, device).load()
+    with Uploads(device) as uploads:
+        return _Loader(spec, weights, context_tokens, uploads, device).load()
 
 
 class _Loader:
     def __init__(
-        self, spec: ModelSpec, weights: WeightStore, context_tokens: int, device: torch.device
+        self,
+        spec: ModelSpec,
+        weights: WeightStore,
+        context_tokens: int,
+        uploads: Uploads,
+        device: torch.device,
     ) -> None:
         self._spec = spec
         self._weights = weights
         self._context_tokens = context_tokens
+        self._uploads = uploads
         self._device = device
-        self._staging = torch.empty(_STAGING_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self._bytes = 0
+        self._tables_bytes = 0
         self._vectors: dict[str, torch.Tensor] = {}
+        self._tables: dict[str, torch.Tensor] = {}
         self._angles: dict[Rope, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def load(self) -> DeviceModel:
         spec = self._spec
         if VECTORS in self._weights:
             bundle = self._weights[VECTORS]
-            flat = self._upload([bundle.arrays[VECTORS]]).view(torch.float32)
+            # Norms are made from them on the host: a copy, since they are small.
+            flat = torch.from_numpy(np.array(bundle.arrays[VECTORS], np.float32).reshape(-1)).to(self._device)
+            self._tables_bytes += flat.nbytes
             for parameter, start in vector_places(bundle.parameters):
                 self._vectors[parameter.name] = flat[start : start + parameter.shape[0]]
             self._weights.release(VECTORS)
@@ -150,11 +174,12 @@ class _Loader:
         layers = tuple(self._layer(f"layers.{i}.", layer) for i, layer in enumerate(spec.layers))
         head_bias = ["head.bias"] if spec.head_bias else None
         if spec.tied_head:
-            head = Linear((_with_bias(embedding.parts[0], self._bias(head_bias)),))
+            head = Linear((replace(embedding.parts[0], bias=self._bias(head_bias)),))
         else:
             head = self._linear(["head"], head_bias)
         final_norm = self._norm("final_norm", spec.final_norm)
-        return DeviceModel(spec, embedding.parts[0], layers, final_norm, head, self._bytes)
+        nbytes = self._uploads.nbytes + self._tables_bytes
+        return DeviceModel(spec, embedding.parts[0], layers, final_norm, head, nbytes)
 
     def _layer(self, prefix: str, spec: LayerSpec) -> DeviceLayer:
         mixer, ffn = spec.mixer, spec.ffn
@@ -201,14 +226,15 @@ class _Loader:
             part_bias = None if bias is None else bias[first : first + rows]
             parts.append(self._matrix(bundle, group, part_bias))
             first += rows
-        self._weights.release(bundle.name)
-        plain = [part.encoding.scales == "none" for part in parts]
-        if any(plain) and not all(plain):
+        self._uploads.then(partial(self._weights.release, bundle.name))
+        floats = [part.encoding.takes_values for part in parts]
+        if any(floats) and not all(floats):
             raise IncompatibleModelError(
-                f"{bundle.name} mixes quantized and unquantized matrices, which the CUDA kernels cannot read together",
+                f"{bundle.name} mixes matrices of floats and of integers, which the CUDA kernels cannot read together",
                 remedy="Use --runner reference, or --quant int8.",
             )
-        return Linear(tuple(parts))
+        rows_of = tuple((parameter.name, parameter.shape[0]) for parameter, _ in members)
+        return Linear(tuple(parts), rows_of, members[0][0].shape[1])
 
     def _matrix(
         self, bundle: StoredBundle, members: Sequence[tuple[Parameter, Format]], bias: torch.Tensor | None
@@ -221,33 +247,24 @@ class _Loader:
         def arrays(kind: str) -> list[np.ndarray]:
             return [bundle.arrays[f"{part_name(parameter)}_{kind}"] for parameter, _ in members]
 
-        codes = self._upload(arrays("codes")).view(_CODE_DTYPES[encoding.codec])
+        codes = self._uploads.upload(arrays("codes")).view(_PLAIN_DTYPES.get(encoding.codec, torch.int32))
         if encoding.scales == "none":
             scales = torch.empty(0, dtype=torch.float32, device=self._device)
         else:
-            scale_dtype = torch.float32 if encoding.scales == "f32" else torch.float16
-            scales = self._upload(arrays("scales")).view(
-                torch.int32 if encoding.codec == "u4" else scale_dtype
-            )
+            scales = self._uploads.upload(arrays("scales")).view(_SCALE_DTYPES[encoding.scales])
         assert codes.nbytes == rows * encoding.code_bytes(columns)
         assert scales.nbytes == rows * encoding.scale_bytes(columns)
-        return Matrix(encoding, rows, columns, codes, scales, bias)
+        return Matrix(encoding, rows, columns, codes, scales, bias, self._table(members[0][1]))
+
+    def _table(self, format: Format) -> torch.Tensor | None:
+        if not isinstance(format, Codebook) or format.bits != 4:
+            return None
+        if format.table not in self._tables:
+            self._tables[format.table] = torch.from_numpy(format.values.copy()).to(self._device)
+        return self._tables[format.table]
 
     def _bundle(self, name: str) -> StoredBundle:
         return self._weights[bundle_name(Parameter(f"{name}.weight", (0, 0), "matrix", ""))]
-
-    def _upload(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
-        """The arrays' bytes, one after the other."""
-        whole = torch.empty(sum(array.nbytes for array in arrays), dtype=torch.uint8, device=self._device)
-        place = 0
-        for piece in _pieces(arrays, len(self._staging)):
-            staged = self._staging[: len(piece)]
-            np.copyto(staged.numpy(), piece)
-            # Not asynchronous: the buffer is filled again at once.
-            whole[place : place + len(piece)].copy_(staged)
-            place += len(piece)
-        self._bytes += whole.nbytes
-        return whole
 
     def _bias(self, names: Sequence[str] | None) -> torch.Tensor | None:
         if names is None:
@@ -267,16 +284,5 @@ class _Loader:
             tables = (angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor)
             made = [table.to(self._device) for table in tables]
             self._angles[rope] = (made[0], made[1])
-            self._bytes += made[0].nbytes + made[1].nbytes
+            self._tables_bytes += made[0].nbytes + made[1].nbytes
         return self._angles[rope]
-
-
-def _with_bias(matrix: Matrix, bias: torch.Tensor | None) -> Matrix:
-    return Matrix(matrix.encoding, matrix.rows, matrix.columns, matrix.codes, matrix.scales, bias)
-
-
-def _pieces(arrays: Sequence[np.ndarray], most_bytes: int) -> Iterator[np.ndarray]:
-    for array in arrays:
-        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        for first in range(0, len(flat), most_bytes):
-            yield flat[first : first + most_bytes]

@@ -11,38 +11,15 @@ import triton
 import triton.language as tl
 
 from octavo.runners.cuda.device_model import Matrix
-
-
-@triton.jit
-def unpack_row(codes, scales, row, column, valid, C: tl.constexpr, CODEC: tl.constexpr, GROUP: tl.constexpr):
-    """fp32 weights at some columns of one row; `row` int64."""
-    groups: tl.constexpr = (C + GROUP - 1) // GROUP if GROUP else 1
-    group = column // GROUP if GROUP else column * 0
-    if CODEC == "i8":
-        code = tl.load(codes + row * C + column, mask=valid & (column < C), other=0).to(tl.float32)
-        return code * tl.load(scales + row * groups + group, mask=valid & (column < C), other=0.0).to(
-            tl.float32
-        )
-    elif CODEC == "u4":
-        place = (column // 32) * 16 + column % 16
-        byte = tl.load(codes + row * (C // 2) + place, mask=valid & (column < C), other=0).to(tl.int32)
-        code = (byte >> ((column // 16) % 2 * 4)) & 15
-        scale = tl.load(scales + (row * groups + group) * 2, mask=valid & (column < C), other=0.0).to(
-            tl.float32
-        )
-        least = tl.load(scales + (row * groups + group) * 2 + 1, mask=valid & (column < C), other=0.0).to(
-            tl.float32
-        )
-        return code.to(tl.float32) * scale + least
-    else:
-        return tl.load(codes + row * C + column, mask=valid & (column < C), other=0.0).to(tl.float32)
+from octavo.runners.cuda.gemv import shuffled_place
+from octavo.runners.cuda.unpack import unpack_row
 
 
 @triton.jit
 def embedding_kernel(
-    token_ids, slots, codes, scales, h, multiplier,
+    token_ids, slots, codes, scales, table, h, multiplier,
     K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, CODEC: tl.constexpr, GROUP: tl.constexpr,
-    BY_SLOT: tl.constexpr,
+    BY_SLOT: tl.constexpr, SHUFFLED: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Grid: (T, ceil(K / BLOCK)). BY_SLOT: `token_ids` holds the last token of every slot, `slots` [T] which.
 
@@ -51,23 +28,36 @@ def embedding_kernel(
     """
     token = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    place = tl.load(slots + token) if BY_SLOT else token
-    row = tl.load(token_ids + place).to(tl.int64)
-    value = unpack_row(codes, scales, row, column, column < K, C, CODEC, GROUP)
-    tl.store(h + token.to(tl.int64) * K + column, value * multiplier, mask=column < K)
+    source = tl.load(slots + token) if BY_SLOT else token
+    row = tl.load(token_ids + source).to(tl.int64)
+    value = unpack_row(codes, scales, row, column, column < K, C, CODEC, GROUP, table)
+    place = shuffled_place(column) if SHUFFLED else column
+    tl.store(h + token.to(tl.int64) * WIDTH + place, value * multiplier, mask=column < K)
 
 
 def embed(
-    matrix: Matrix, token_ids: torch.Tensor, slots: torch.Tensor | None, h: torch.Tensor, multiplier: float
+    matrix: Matrix,
+    token_ids: torch.Tensor,
+    slots: torch.Tensor | None,
+    h: torch.Tensor,
+    multiplier: float,
+    *,
+    width: int | None = None,
+    shuffled: bool = False,
 ) -> None:
-    """Launch it: rows of h [T, K] for `token_ids` [T], or for the last tokens of `slots` [T]."""
-    tokens, width = h.shape
+    """Launch it: rows of h [T, K] for `token_ids` [T], or for the last tokens of `slots` [T].
+
+    `width` K where h is wider; `shuffled`: in the order of gemv's second input form.
+    """
+    tokens = h.shape[0]
+    width = width or h.shape[1]
     block = min(1024, triton.next_power_of_2(width))
     embedding_kernel[(tokens, triton.cdiv(width, block))](
         token_ids,
         token_ids if slots is None else slots,
         matrix.elements,
-        matrix.scale_elements,
+        matrix.scales,
+        matrix.table_or_codes,
         h,
         multiplier,
         K=width,
@@ -76,5 +66,7 @@ def embed(
         CODEC=matrix.encoding.codec,
         GROUP=matrix.encoding.group_size,
         BY_SLOT=slots is not None,
+        SHUFFLED=shuffled,
+        WIDTH=h.shape[1],
         num_warps=4,
     )

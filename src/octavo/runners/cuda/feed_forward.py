@@ -1,7 +1,8 @@
 """act(gate) * up of many tokens, between the two products of the feed-forward block.
 
-Contract: both [T, 2 F] (gate's columns first), or [T, F] where not gated -> out [T, WIDTH], columns past F left
-alone. Shape letters: T tokens, F hidden columns.
+Contract: both [T, 2 F] (gate's columns first), or [T, F] where not gated, or the S partial sums of a split product
+[S, T, ..], added in order -> out: values [T, C], columns past F left alone, or planes (`fixed_point`), zeros past F.
+Shape letters: T tokens, F hidden columns, C padded columns, S splits, XB columns of a block of planes.
 """
 
 from __future__ import annotations
@@ -12,43 +13,59 @@ import triton.language as tl
 
 from octavo.models.spec import DenseMLP
 from octavo.runners.cuda.activation import activate
+from octavo.runners.cuda.fixed_point import Planes, store_planes
 from octavo.runners.cuda.gemv import shuffled_place
+from octavo.runners.cuda.heads import load_sum
 from octavo.runners.cuda.ptx import release_dependents, wait_for_inputs
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["split_stride"])
 def feed_forward_kernel(
-    both, out, F: tl.constexpr, WIDTH: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr,
-    SHUFFLED: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    both, out, out_scales, split_stride,
+    F: tl.constexpr, C: tl.constexpr, SPLITS: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr,
+    OUT: tl.constexpr, BLOCKS: tl.constexpr, XB: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (T, ceil(F / BLOCK)). SHUFFLED: columns in the order of gemv's second input form."""
+    """Grid: (T, ceil(C / (BLOCKS XB))). OUT: `planes`, `values`, or `shuffled` as gemv's second input form."""
     release_dependents(PDL)
     wait_for_inputs(PDL)
     token = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
+    column = block[:, None] * XB + tl.arange(0, XB)[None, :]
     inside = column < F
     row = both + token * (2 * F if GATED else F)
-    value = activate(tl.load(row + column, mask=inside, other=0.0).to(tl.float32), ACTIVATION)
+    value = activate(load_sum(row + column, inside, split_stride, SPLITS), ACTIVATION)
     if GATED:
-        value *= tl.load(row + F + column, mask=inside, other=0.0).to(tl.float32)
-    place = shuffled_place(column) if SHUFFLED else column
-    tl.store(out + token * WIDTH + place, value.to(out.dtype.element_ty), mask=inside)
+        value *= load_sum(row + F + column, inside, split_stride, SPLITS)
+    if OUT == "planes":
+        store_planes(out + token * (2 * C), out_scales + token * ((C + XB - 1) // XB), column, value, C, XB)
+    else:
+        place = shuffled_place(column) if OUT == "shuffled" else column
+        tl.store(out + token * C + place, value.to(out.dtype.element_ty), mask=inside)
 
 
-def feed_forward(both: torch.Tensor, out: torch.Tensor, spec: DenseMLP, *, shuffled: bool, pdl: bool) -> None:
-    """Launch it: `both` [T, 2 F] or [T, F], `out` [T, WIDTH]."""
-    width = spec.hidden_size
-    block = min(1024, triton.next_power_of_2(width))
-    feed_forward_kernel[(both.shape[0], triton.cdiv(width, block))](
+def feed_forward(
+    both: torch.Tensor, out: Planes | torch.Tensor, spec: DenseMLP, *, shuffled: bool = False, pdl: bool
+) -> None:
+    """Launch it: `both` [T, 2 F] or [T, F], or fp32 [S, T, ..]; `out` [T, C], or planes of as many tokens."""
+    planes = out if isinstance(out, Planes) else None
+    values = out.pairs if isinstance(out, Planes) else out
+    columns = values.shape[-1]
+    block = 64 if planes is None else planes.block_width
+    blocks = max(1, min(1024 // block, triton.next_power_of_2(triton.cdiv(columns, block))))
+    feed_forward_kernel[(values.shape[0], triton.cdiv(columns, blocks * block))](
         both,
-        out,
-        F=width,
-        WIDTH=out.shape[1],
+        values,
+        values if planes is None else planes.scales,
+        both.stride(0),
+        F=spec.hidden_size,
+        C=columns,
+        SPLITS=both.shape[0] if both.ndim == 3 else 1,
         GATED=spec.gated,
         ACTIVATION=spec.activation,
-        SHUFFLED=shuffled,
-        BLOCK=block,
+        OUT="planes" if planes is not None else "shuffled" if shuffled else "values",
+        BLOCKS=blocks,
+        XB=block,
         PDL=pdl,
-        num_warps=4,
+        num_warps=max(4, min(16, block // 512)),
         launch_pdl=pdl,
     )

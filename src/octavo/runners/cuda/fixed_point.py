@@ -1,16 +1,20 @@
-"""Activations as 16-bit fixed point: two signed bytes a value and one scale for each block of 32 columns.
+"""Activations as 16-bit fixed point: two signed bytes a value, and a scale for each block of columns or for all.
 
 value = (256 high + low) * scale, error at most scale / 2 = max|block| / 65,024. Integer products with weights
-are then exact, and an outlier costs its own block only. Shape letters: T tokens, K columns (a multiple of 32).
+are then exact, and an outlier costs its own block only. Batch 1 takes blocks of 32 columns, several rows those that
+`batch_decode` chooses. Shape letters: T tokens, K columns, C of them padded, XB columns of a block.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-BLOCK_COLUMNS = 32
+from octavo.runners.cuda.ptx import permute_bytes
+
 LARGEST = 32512.0
 """Largest magnitude: 127 * 256, so that the high byte never overflows."""
 
@@ -36,12 +40,12 @@ def high_byte(q):
 @triton.jit
 def pack_bytes(q0, q1, q2, q3):
     """Four of `quantize`'s integers -> words of their high and of their low bytes, q0 lowest."""
-    low = (q0 & 255) | ((q1 & 255) << 8) | ((q2 & 255) << 16) | (q3 << 24)
+    low = permute_bytes(permute_bytes(q0, q1, 0x0040), permute_bytes(q2, q3, 0x0040), 0x5410)
     q0 += 128
     q1 += 128
     q2 += 128
     q3 += 128
-    high = ((q0 >> 8) & 255) | (q1 & 0xFF00) | ((q2 & 0xFF00) << 8) | ((q3 & 0xFF00) << 16)
+    high = permute_bytes(permute_bytes(q0, q1, 0x0051), permute_bytes(q2, q3, 0x0051), 0x5410)
     return high, low
 
 
@@ -54,16 +58,55 @@ def block_scale(largest):
     ), 32512.0 / largest  # LARGEST: a constexpr divides no tensor when interpreted
 
 
-def reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """fp32 [T, K] -> high, low int8 [T, K] and scales fp32 [T, K / 32]."""
-    blocks = x.float().unflatten(-1, (-1, BLOCK_COLUMNS))
+@triton.jit
+def store_planes(pairs, scales, column, value, C: tl.constexpr, XB: tl.constexpr):
+    """One token's `value` fp32 [blocks, XB] at `column` -> its bytes at `pairs` [2, C], scales [ceil(C / XB)]."""
+    scale, inverse = block_scale(tl.max(tl.abs(value), 1))
+    q = quantize(value, inverse[:, None])
+    tl.store(pairs + column, high_byte(q).to(tl.int8), mask=column < C)
+    tl.store(pairs + C + column, low_byte(q).to(tl.int8), mask=column < C)
+    block = tl.min(column, 1) // XB
+    tl.store(scales + block, scale, mask=block < (C + XB - 1) // XB)
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """Activations of T tokens in fixed point."""
+
+    pairs: torch.Tensor
+    """int8 [T, 2, C]: a token's high bytes, then its low bytes."""
+    scales: torch.Tensor
+    """fp32 [T, C / block_columns]: a scale for each block, or one for all columns."""
+
+    @property
+    def columns(self) -> int:
+        return self.pairs.shape[2]
+
+    @property
+    def block_columns(self) -> int:
+        return self.columns // self.scales.shape[1]
+
+    @property
+    def block_width(self) -> int:
+        """XB of kernels: a power of two."""
+        return int(triton.next_power_of_2(self.block_columns))
+
+    @property
+    def nbytes(self) -> int:
+        return self.pairs.nbytes + self.scales.nbytes
+
+
+def reference(x: torch.Tensor, block_columns: int) -> Planes:
+    """fp32 [T, K] quantized."""
+    blocks = x.float().unflatten(-1, (-1, block_columns))
     largest = blocks.abs().amax(-1, keepdim=True).clamp_min(1e-30)
     q = (blocks * (LARGEST / largest)).round().to(torch.int32)
     low = q.to(torch.int8)
     high = ((q - low) >> 8).to(torch.int8)
-    return high.flatten(-2), low.flatten(-2), (largest * (1 / LARGEST)).squeeze(-1)
+    return Planes(torch.stack((high.flatten(-2), low.flatten(-2)), 1), (largest * (1 / LARGEST)).squeeze(-1))
 
 
-def dequantize(high: torch.Tensor, low: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """int8 [T, K] twice, fp32 [T, K / 32] -> fp32 [T, K]."""
-    return (high.float() * 256 + low.float()) * scales.repeat_interleave(BLOCK_COLUMNS, -1)
+def dequantize(planes: Planes) -> torch.Tensor:
+    """fp32 [T, K]."""
+    high, low = planes.pairs.float().unbind(1)
+    return (high * 256 + low) * planes.scales.repeat_interleave(planes.block_columns, -1)

@@ -1,15 +1,18 @@
 """One activation vector times a matrix: the batch-1 linear, at the speed memory gives the weights.
 
 A CTA walks consecutive blocks of BN rows. Its first tile is in registers before it waits for the kernel before,
-the next one is loaded while a tile is multiplied. A lane owns 16 bytes of a row; integer codes meet 16-bit
-fixed-point activations (`fixed_point`) in dp4a, so no weight is converted; plain values are multiplied in fp32.
+the next one is loaded while a tile is multiplied. A lane owns 16 bytes of a row; integer codes, and tables looked up
+by byte permutes, meet 16-bit fixed-point activations (`fixed_point`) in dp4a, so no weight is converted; floats are
+multiplied in fp32.
 
 Contract: x [C] and the matrix [N, C] of layout `cuda-b64-1` -> fp32 [N] (+ bias). Input forms:
 `planes`: high and low bytes [C] and scales [C / 32], made by a norm; `shuffled`: fp32 [C] with every block of
-16 columns transposed as 4 x 4 (`shuffled_place`), quantized here, a scale a lane; `values`: fp32 [C] in order,
-for plain weights only. Epilogues: `store`; `gate`: rows n and n + N / 2 -> act(gate) * up; `activate`: act(y),
-both in shuffled order where SHUFFLED; `logits`: multiplier, softcap, and the best token of each CTA.
-Shape letters: N output rows, C padded columns, L lanes at once, BN rows at once.
+16 columns transposed as 4 x 4 (`shuffled_place`), quantized here, a scale a lane; `normed`: the same, times a gain and
+over the root of its mean square (rms norm), which the rows' results are divided by; `values`: fp32 [C] in order,
+for weights that are floats. Epilogues: `store`; `gate`: rows n and n + N / 2 -> act(gate) * up; `activate`: act(y);
+`add`: out += multiplier * y; all but `store` in shuffled order where SHUFFLED; `logits`: multiplier, softcap, and the
+best token of each CTA.
+Shape letters: N output rows, K columns, C padded columns, L lanes at once, BN rows at once.
 """
 
 from __future__ import annotations
@@ -22,10 +25,18 @@ import triton
 import triton.language as tl
 
 from octavo.runners.cuda.activation import activate, tanh
+from octavo.runners.cuda.code_tables import CODE_TABLES
 from octavo.runners.cuda.device_model import Matrix
 from octavo.runners.cuda.fixed_point import block_scale, pack_bytes, quantize
-from octavo.runners.cuda.ptx import dp4a, opaque, release_dependents, wait_for_inputs
+from octavo.runners.cuda.ptx import (
+    dp4a,
+    opaque,
+    permute_bytes,
+    release_dependents,
+    wait_for_inputs,
+)
 from octavo.runners.cuda.tiles import LANE_COLUMNS, Tile
+from octavo.runners.cuda.unpack import e4m3_value, record_bytes, split_f9z7
 
 
 @triton.jit
@@ -68,20 +79,82 @@ def _load_codes(
 @triton.jit
 def _load_scales(
     scales, rows, wanted, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr,
-    LANE: tl.constexpr, GROUP: tl.constexpr,
+    LANE: tl.constexpr, GROUP: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
-    """STEPS tiles [L, BN] of a scale (or a scale and a minimum in one word) a lane; [BN] where GROUP is 0."""
-    if GROUP == 0:
+    """For each of STEPS and each group in a lane the raw numbers, tiles [L, BN] that `_numbers` reads; [BN] where a
+    row has one."""
+    if GROUP == 0 and EACH == 1:
         return (tl.load(scales + rows, mask=wanted, other=0),)
     else:
+        HALVES: tl.constexpr = 2 if GROUP == 16 and LANE == 32 else 1
         lane = tl.arange(0, L)[:, None]
-        groups: tl.constexpr = (C + GROUP - 1) // GROUP
+        groups: tl.constexpr = (C + GROUP - 1) // GROUP if GROUP else 1
+        kind: tl.constexpr = scales.dtype.element_ty
         tiles = ()
-        for step in tl.static_range(STEPS):
-            place = rows[None, :] * groups + opaque((step * L + lane) * LANE // GROUP)
-            mask = wanted[None, :] & (step * L + lane < C // LANE)
-            tiles = tiles + (tl.load(scales + place, mask=mask, other=0),)
+        for half in tl.static_range(STEPS * HALVES):
+            at = half // HALVES * L + lane
+            mask = wanted[None, :] & (at < C // LANE)
+            column = at * LANE + half % HALVES * 16
+            group = opaque(column // GROUP if GROUP else at * 0)
+            if kind == tl.uint8 or kind == tl.int8:
+                record = scales + rows[None, :] * record_bytes(C, GROUP, EACH)
+                number = record + 2 * EACH * ((C + 255) // 256)
+                shared = opaque(column // 256)
+                if EACH == 2:
+                    numbers = tl.load(_as(number, tl.uint16) + group, mask=mask, other=0)
+                    tiles = tiles + (numbers, tl.load(_as(record, tl.int32) + shared, mask=mask, other=0))
+                else:
+                    numbers = tl.load(number + group, mask=mask, other=0)
+                    tiles = tiles + (numbers, tl.load(_as(record, tl.float16) + shared, mask=mask, other=0))
+            else:
+                place = rows[None, :] * groups + group
+                if EACH == 1 or kind == tl.int16:
+                    tiles = tiles + (tl.load(scales + place, mask=mask, other=0),)
+                elif kind == tl.float16:
+                    tiles = tiles + (tl.load(_as(scales, tl.int32) + place, mask=mask, other=0),)
+                else:
+                    tiles = tiles + (
+                        tl.load(scales + 2 * place, mask=mask, other=0),
+                        tl.load(scales + 2 * place + 1, mask=mask, other=0),
+                    )
         return tiles
+
+
+@triton.jit
+def _as(pointer, KIND: tl.constexpr):
+    return pointer.to(tl.pointer_type(KIND), bitcast=True)
+
+
+@triton.jit
+def _half(word, HIGH: tl.constexpr):
+    """The low or the high 16 bits as a float16, in fp32."""
+    bits = word >> 16 if HIGH else word & 0xFFFF
+    return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _numbers(raw, half: tl.constexpr, EACH: tl.constexpr):
+    """What `_load_scales` loaded for one of its tiles -> fp32 [L, BN] scales and, where EACH is 2, minimums."""
+    kind: tl.constexpr = raw[0].dtype
+    least = 0.0
+    if kind == tl.int16:
+        scale, zero = split_f9z7(raw[half].to(tl.int32))
+        least = scale * zero
+    elif kind == tl.uint16:
+        pair = raw[2 * half].to(tl.int32)
+        scale = (pair & 255).to(tl.float32) * _half(raw[2 * half + 1], False)
+        least = ((pair >> 8) & 255).to(tl.float32) * _half(raw[2 * half + 1], True)
+    elif kind == tl.int8 or kind == tl.uint8:
+        scale = raw[2 * half].to(tl.float32) * raw[2 * half + 1].to(tl.float32)
+    elif kind == tl.int32:
+        scale = _half(raw[half], False)
+        least = _half(raw[half], True)
+    elif EACH == 2:
+        scale = raw[2 * half]
+        least = raw[2 * half + 1]
+    else:
+        scale = raw[half].to(tl.float32)
+    return scale, least
 
 
 @triton.jit
@@ -109,18 +182,41 @@ def _load_planes(
 
 
 @triton.jit
-def _quantize_shuffled(x, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr, LANE: tl.constexpr):
-    """As `_load_planes`, from fp32 in shuffled order: a plane of every fourth column is contiguous there."""
+def _load_gains(gain, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr, LANE: tl.constexpr):
+    """A norm's gain in shuffled order, as `_quantize_shuffled` takes it."""
+    lane = tl.arange(0, L)[:, None, None]
+    word = tl.arange(0, 4)[None, None, :]
+    gains = ()
+    for step in tl.static_range(STEPS):
+        mask = step * L + lane < C // LANE
+        for plane in tl.static_range(LANE // 4):
+            place = (step * L + lane) * LANE + plane * 4 + word
+            gains = gains + (tl.load(gain + place, mask=mask, other=0.0),)
+    return gains
+
+
+@triton.jit
+def _quantize_shuffled(
+    x, gains, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr, LANE: tl.constexpr, NORMED: tl.constexpr
+):
+    """As `_load_planes`, from fp32 in shuffled order: a plane of every fourth column is contiguous there.
+
+    NORMED: of x times `gains`; then also the sum of squares of x.
+    """
     lane = tl.arange(0, L)[:, None, None]
     word = tl.arange(0, 4)[None, None, :]
     words = ()
     factors = ()
+    squares = tl.zeros((L, 1, 4), tl.float32)
     for step in tl.static_range(STEPS):
         mask = step * L + lane < C // LANE
         values = ()
         largest = tl.zeros((L, 1, 4), tl.float32)
         for plane in tl.static_range(LANE // 4):
             value = tl.load(x + (step * L + lane) * LANE + plane * 4 + word, mask=mask, other=0.0)
+            if NORMED:
+                squares += value * value
+                value *= gains[step * (LANE // 4) + plane]
             values = values + (value,)
             largest = tl.maximum(largest, tl.abs(value))
         scale, inverse = block_scale(tl.max(largest, 2))
@@ -131,81 +227,137 @@ def _quantize_shuffled(x, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr,
             q3 = quantize(values[half * 4 + 3], inverse[:, :, None])
             words = words + pack_bytes(q0, q1, q2, q3)
         factors = factors + (scale,)
-    return words, factors
+    return words, factors, squares
 
 
 @triton.jit
-def _load_values(x, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr, LANE: tl.constexpr):
+def _load_values(
+    x, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr, LANE: tl.constexpr, BYTES: tl.constexpr
+):
+    """fp32 [L, 1, LANE] a step, beside plain values; where BYTES, four [L, 1, 4], beside the bytes of words."""
     lane = tl.arange(0, L)[:, None, None]
-    item = tl.arange(0, LANE)[None, None, :]
     values = ()
     for step in tl.static_range(STEPS):
-        values = values + (
-            tl.load(x + (step * L + lane) * LANE + item, mask=step * L + lane < C // LANE, other=0.0),
-        )
+        mask = step * L + lane < C // LANE
+        if BYTES:
+            word = tl.arange(0, 4)[None, None, :]
+            for byte in tl.static_range(4):
+                place = (step * L + lane) * LANE + word * 4 + byte
+                values = values + (tl.load(x + place, mask=mask, other=0.0),)
+        else:
+            item = tl.arange(0, LANE)[None, None, :]
+            values = values + (tl.load(x + (step * L + lane) * LANE + item, mask=mask, other=0.0),)
     return values
 
 
 @triton.jit
-def _sums_of(words, L: tl.constexpr, STEPS: tl.constexpr):
-    """Integer sums [L, 1] of the activations of a lane of 32 columns: what a group's minimum is multiplied with."""
+def _sums_of(words, L: tl.constexpr, HALVES: tl.constexpr, BLOCKS: tl.constexpr):
+    """Integer sums [L, 1] of the activations of each of HALVES parts of BLOCKS 16 columns: what a group's minimum is
+    multiplied with."""
     ones = tl.full((L, 1, 4), 0x01010101, tl.int32)
     sums = ()
-    for step in tl.static_range(STEPS):
-        zero = tl.zeros((L, 1, 4), tl.int32)
-        high = dp4a(ones, words[step * 4 + 2], dp4a(ones, words[step * 4], zero))
-        low = dp4a(ones, words[step * 4 + 3], dp4a(ones, words[step * 4 + 1], zero))
+    for half in tl.static_range(HALVES):
+        high = tl.zeros((L, 1, 4), tl.int32)
+        low = high
+        for block in tl.static_range(BLOCKS):
+            high = dp4a(ones, words[(half * BLOCKS + block) * 2], high)
+            low = dp4a(ones, words[(half * BLOCKS + block) * 2 + 1], low)
         sums = sums + (tl.sum(high * 256 + low, 2),)
     return sums
 
 
 @triton.jit
+def _look_up(tile, block: tl.constexpr, TABLE: tl.constexpr, FIRST: tl.constexpr):
+    """Bytes of a table for four nibbles: entries 0..7 and 8..15 by their low bits, one of the two by the high bit."""
+    codes = (tile & 0x77777777) >> (16 * block)
+    low = permute_bytes(TABLE[FIRST], TABLE[FIRST + 1], codes)
+    high = permute_bytes(TABLE[FIRST + 2], TABLE[FIRST + 3], codes)
+    return permute_bytes(low, high, (((tile >> 1) & 0x44444444) | 0x32103210) >> (16 * block))
+
+
+@triton.jit
+def _bytes_of(tile, block: tl.constexpr, CODEC: tl.constexpr, TABLE: tl.constexpr):
+    """The signed bytes of four columns in words of codes, of one of a lane's blocks of 16 columns."""
+    if CODEC == "i8" or CODEC == "i8m":
+        return tile
+    elif CODEC == "u4":
+        return (tile >> (4 * block)) & 0x0F0F0F0F
+    elif CODEC == "i4":  # 16 times the code: its sign is the byte's
+        return (tile << (4 - 4 * block)) & -0x0F0F0F10
+    else:
+        return _look_up(tile, block, TABLE, 0)
+
+
+@triton.jit
 def _product(
-    tiles, scales, words, factors, sums,
+    tiles, raw, words, factors, sums,
     L: tl.constexpr, BN: tl.constexpr, STEPS: tl.constexpr, CODEC: tl.constexpr, GROUP: tl.constexpr,
+    LANE: tl.constexpr, EACH: tl.constexpr, TABLE: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """One block of rows times x: fp32 [BN]. For plain values `words` holds x."""
+    """One block of rows times x: fp32 [BN]. For floats `words` holds x.
+
+    Of a table of two planes, the product of both low bytes is left out: 2^-16 of the largest.
+    """
     total = tl.zeros((L, BN), tl.float32)
-    for step in tl.static_range(STEPS):
-        zero = tl.zeros((L, BN, 4), tl.int32)
-        if CODEC == "i8":
-            high = dp4a(tiles[step], words[step * 2], zero)
-            low = dp4a(tiles[step], words[step * 2 + 1], zero)
-            part = tl.sum(high * 256 + low, 2).to(tl.float32)
-            if GROUP == 0:
-                total += part * factors[step]
-            else:
-                total += part * (factors[step] * scales[step].to(tl.float32))
-        elif CODEC == "u4":
-            even = tiles[step] & 0x0F0F0F0F
-            odd = (tiles[step] >> 4) & 0x0F0F0F0F
-            high = dp4a(odd, words[step * 4 + 2], dp4a(even, words[step * 4], zero))
-            low = dp4a(odd, words[step * 4 + 3], dp4a(even, words[step * 4 + 1], zero))
-            part = tl.sum(high * 256 + low, 2).to(tl.float32)
-            scale = (scales[step] & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-            least = (scales[step] >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-            total += (part * scale + sums[step].to(tl.float32) * least) * factors[step]
+    PLAIN: tl.constexpr = CODEC == "f16" or CODEC == "bf16" or CODEC == "f32"
+    ROWS: tl.constexpr = GROUP == 0 and EACH == 1
+    HALVES: tl.constexpr = 2 if GROUP == 16 and LANE == 32 else 1
+    BLOCKS: tl.constexpr = LANE // 16 // HALVES
+    for half in tl.static_range(STEPS * HALVES):
+        if PLAIN:
+            total += tl.sum(tiles[half // HALVES].to(tl.float32) * words[half // HALVES], 2)
         else:
-            total += tl.sum(tiles[step].to(tl.float32) * words[step], 2)
+            if CODEC == "e4m3":
+                part = tl.zeros((L, BN, 4), tl.float32)
+                for byte in tl.static_range(4):
+                    part += e4m3_value((tiles[half // HALVES] >> (8 * byte)) & 255) * words[half * 4 + byte]
+            else:
+                high = tl.zeros((L, BN, 4), tl.int32)
+                low = high
+                for block in tl.static_range(BLOCKS):
+                    x_high = words[(half * BLOCKS + block) * 2]
+                    codes = _bytes_of(tiles[half // HALVES], half % HALVES * BLOCKS + block, CODEC, TABLE)
+                    high = dp4a(codes, x_high, high)
+                    low = dp4a(codes, words[(half * BLOCKS + block) * 2 + 1], low)
+                    if len(TABLE) == 8:
+                        low = dp4a(
+                            _look_up(tiles[half // HALVES], half % HALVES * BLOCKS + block, TABLE, 4),
+                            x_high,
+                            low,
+                        )
+                part = high * 256 + low
+            product = tl.sum(part, 2).to(tl.float32)
+            if not ROWS:
+                scale, least = _numbers(raw, half, EACH)
+                product *= scale * UNIT
+                if EACH == 2:
+                    product += sums[half].to(tl.float32) * least
+            if CODEC != "e4m3":
+                product *= factors[half // HALVES]
+            total += product
     result = tl.sum(total, 0)
-    if CODEC == "i8" and GROUP == 0:
-        result = result * scales[0].to(tl.float32)
+    if ROWS and not PLAIN:
+        result = result * (raw[0].to(tl.float32) * UNIT)
     return result
 
 
 @triton.jit(do_not_specialize=["N", "blocks"])
 def gemv_kernel(
-    x, x_low, x_scales, codes, scales, bias, out, best, best_ids, N, blocks, multiplier, softcap,
-    C: tl.constexpr, L: tl.constexpr, BN: tl.constexpr, CODEC: tl.constexpr, GROUP: tl.constexpr,
-    INPUT: tl.constexpr, EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, BIAS: tl.constexpr,
-    SOFTCAP: tl.constexpr, SHUFFLED: tl.constexpr, LANE: tl.constexpr, ITEMS: tl.constexpr, PDL: tl.constexpr,
+    x, x_low, x_scales, codes, scales, bias, out, best, best_ids, N, blocks, multiplier, softcap, eps,
+    K: tl.constexpr, C: tl.constexpr, L: tl.constexpr, BN: tl.constexpr, CODEC: tl.constexpr,
+    GROUP: tl.constexpr, TABLE: tl.constexpr, UNIT: tl.constexpr, INPUT: tl.constexpr, EPILOGUE: tl.constexpr,
+    ACTIVATION: tl.constexpr, BIAS: tl.constexpr, SOFTCAP: tl.constexpr, SHUFFLED: tl.constexpr,
+    LANE: tl.constexpr, ITEMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """See the module. Grid: any number of CTAs up to `blocks` = ceil(N / BN)."""
+    """See the module. Grid: any number of CTAs up to `blocks` = ceil(N / BN). `normed`: x_scales is the gain."""
     release_dependents(PDL)
     cta = tl.program_id(0)
     ctas = tl.num_programs(0)
     STEPS: tl.constexpr = (C // LANE + L - 1) // L
     PAIRS: tl.constexpr = EPILOGUE == "gate"
+    PLAIN: tl.constexpr = CODEC == "f16" or CODEC == "bf16" or CODEC == "f32"
+    EACH: tl.constexpr = 2 if CODEC == "u4" or CODEC == "i8m" else 1
+    HALVES: tl.constexpr = 2 if GROUP == 16 and LANE == 32 else 1
     first = (cta * blocks) // ctas
     last = ((cta + 1) * blocks) // ctas
     # Pairs end where gate's rows do; their partners are then in range too.
@@ -216,21 +368,27 @@ def gemv_kernel(
     rows = _rows_of(first, N, BN, PAIRS)
     wanted = first * step_rows + own < end
     tiles = _load_codes(codes, rows, wanted, C, L, STEPS, LANE, ITEMS)
-    factors_w = (0,)
-    if CODEC == "i8" or CODEC == "u4":
-        factors_w = _load_scales(scales, rows, wanted, C, L, STEPS, LANE, GROUP)
+    raw = (0,)
+    if not PLAIN:
+        raw = _load_scales(scales, rows, wanted, C, L, STEPS, LANE, GROUP, EACH)
+    gains = (0,)
+    if INPUT == "normed":
+        gains = _load_gains(x_scales, C, L, STEPS, LANE)
     wait_for_inputs(PDL)
 
     factors = (0,)
     sums = (0,)
+    norm = 1.0
     if INPUT == "planes":
         words, factors = _load_planes(x, x_low, x_scales, C, L, STEPS, LANE)
-    elif INPUT == "shuffled":
-        words, factors = _quantize_shuffled(x, C, L, STEPS, LANE)
+    elif INPUT == "values":
+        words = _load_values(x, C, L, STEPS, LANE, CODEC == "e4m3")
     else:
-        words = _load_values(x, C, L, STEPS, LANE)
-    if CODEC == "u4":
-        sums = _sums_of(words, L, STEPS)
+        words, factors, squares = _quantize_shuffled(x, gains, C, L, STEPS, LANE, INPUT == "normed")
+        if INPUT == "normed":
+            norm = tl.rsqrt(tl.sum(squares) / K + eps)
+    if EACH == 2:
+        sums = _sums_of(words, L, STEPS * HALVES, LANE // 16 // HALVES)
 
     top = tl.full((BN,), float("-inf"), tl.float32)
     top_ids = tl.zeros((BN,), tl.int32)
@@ -240,10 +398,14 @@ def gemv_kernel(
         next_rows = _rows_of(block + 1, N, BN, PAIRS)
         wanted = ((block + 1) * step_rows + own < end) & (block + 1 < last)
         next_tiles = _load_codes(codes, next_rows, wanted, C, L, STEPS, LANE, ITEMS)
-        next_factors = factors_w
-        if CODEC == "i8" or CODEC == "u4":
-            next_factors = _load_scales(scales, next_rows, wanted, C, L, STEPS, LANE, GROUP)
-        result = _product(tiles, factors_w, words, factors, sums, L, BN, STEPS, CODEC, GROUP)
+        next_raw = raw
+        if not PLAIN:
+            next_raw = _load_scales(scales, next_rows, wanted, C, L, STEPS, LANE, GROUP, EACH)
+        result = _product(
+            tiles, raw, words, factors, sums, L, BN, STEPS, CODEC, GROUP, LANE, EACH, TABLE, UNIT
+        )
+        if INPUT == "normed":
+            result *= norm
         if BIAS:
             result += tl.load(bias + rows, mask=inside, other=0.0)
         if EPILOGUE == "gate":
@@ -254,6 +416,9 @@ def gemv_kernel(
         elif EPILOGUE == "activate":
             place = shuffled_place(rows) if SHUFFLED else rows
             tl.store(out + place, activate(result, ACTIVATION), mask=inside)
+        elif EPILOGUE == "add":
+            place = out + (shuffled_place(rows) if SHUFFLED else rows)
+            tl.store(place, tl.load(place, mask=inside, other=0.0) + result * multiplier, mask=inside)
         elif EPILOGUE == "logits":
             result = result * multiplier
             if SOFTCAP:
@@ -267,7 +432,7 @@ def gemv_kernel(
         else:
             tl.store(out + rows, result, mask=inside)
         tiles = next_tiles
-        factors_w = next_factors
+        raw = next_raw
     if EPILOGUE == "logits":
         most = tl.max(top, 0)
         tl.store(best + cta, most)
@@ -278,13 +443,16 @@ def gemv_kernel(
 class Vector:
     """The input of a gemv in one of its forms."""
 
-    form: Literal["planes", "shuffled", "values"]
+    form: Literal["planes", "shuffled", "normed", "values"]
     x: torch.Tensor
     """fp32 [C], or the high bytes int8 [C]."""
     low: torch.Tensor | None = None
     """int8 [C]."""
     scales: torch.Tensor | None = None
-    """fp32 [C / 32]."""
+    """fp32 [C / 32]; of `normed` the norm's gain, fp32 [C] shuffled."""
+    norm_width: int = 1
+    """K of `normed`."""
+    eps: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,10 +466,17 @@ class Logits:
     best_ids: torch.Tensor
 
 
-Epilogue = Literal["store", "gate", "activate"]
+@dataclass(frozen=True, slots=True)
+class Add:
+    """out += multiplier * y."""
+
+    multiplier: float
 
 
-def grid_of(matrix: Matrix, tile: Tile, epilogue: Epilogue | Logits, multiprocessors: int) -> tuple[int, int]:
+Epilogue = Literal["store", "gate", "activate"] | Add | Logits
+
+
+def grid_of(matrix: Matrix, tile: Tile, epilogue: Epilogue, multiprocessors: int) -> tuple[int, int]:
     """(CTAs, blocks of rows)."""
     pairs = epilogue == "gate"
     blocks = -(-(matrix.rows // 2) // (tile.rows // 2)) if pairs else -(-matrix.rows // tile.rows)
@@ -316,16 +491,17 @@ def gemv(
     *,
     multiprocessors: int,
     pdl: bool,
-    epilogue: Epilogue | Logits = "store",
+    epilogue: Epilogue = "store",
     activation: str = "silu",
     shuffled: bool = False,
 ) -> None:
-    """Launch it. `out` fp32 [N] ([N / 2] of a gate), contiguous."""
+    """Launch it. `out` fp32 [N] ([N / 2] of a gate), contiguous; `shuffled` where the next linear is to quantize it."""
     ctas, blocks = grid_of(matrix, tile, epilogue, multiprocessors)
     logits = epilogue if isinstance(epilogue, Logits) else None
     unused = out
-    codes = matrix.codes
+    codes, codec = matrix.codes, matrix.encoding.codec
     planes = x.form == "planes"
+    table, unit = CODE_TABLES.get(codec, ((), 1.0))
     gemv_kernel[(ctas,)](
         x.x.view(torch.int32) if planes else x.x,
         x.low.view(torch.int32) if x.low is not None else unused,
@@ -338,20 +514,24 @@ def gemv(
         logits.best_ids if logits is not None else unused,
         matrix.rows,
         blocks,
-        logits.multiplier if logits is not None else 1.0,
+        epilogue.multiplier if isinstance(epilogue, Add | Logits) else 1.0,
         (logits.softcap or 1.0) if logits is not None else 1.0,
+        x.eps,
+        K=x.norm_width,
         C=matrix.columns,
         L=tile.lanes,
         BN=tile.rows,
-        CODEC=matrix.encoding.codec,
+        CODEC=codec,
         GROUP=matrix.encoding.group_size,
+        TABLE=table,
+        UNIT=unit,
         INPUT=x.form,
-        EPILOGUE="logits" if logits is not None else epilogue,
+        EPILOGUE=epilogue if isinstance(epilogue, str) else "add" if logits is None else "logits",
         ACTIVATION=activation,
         BIAS=matrix.bias is not None,
         SOFTCAP=logits is not None and logits.softcap is not None,
         SHUFFLED=shuffled,
-        LANE=LANE_COLUMNS[matrix.encoding.codec],
+        LANE=LANE_COLUMNS[codec],
         ITEMS=16 // codes.element_size(),
         PDL=pdl,
         num_warps=tile.warps,

@@ -1,85 +1,54 @@
-"""Decode steps as CUDA graphs, one for each batch size, captured when a size comes up for the second time.
+"""Launches as CUDA graphs: each is captured the second time it comes up, and replayed from then on.
 
-The first step of a size runs eagerly: it compiles the kernels, and nobody waits for a capture before the first
-token. Counts what happened, with Triton's own hook for compilations. The only place that says CUDAGraph.
-Shape letters: B sequences.
+The first time it runs eagerly: that compiles its kernels, and nobody waits for a capture before the first token.
+Counts what happened, with Triton's own hook for compilations. The only place that says CUDAGraph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 import triton
 
 from octavo.runners.base import Counters
-from octavo.runners.cuda.decode import DecodeStep
 
 
-@dataclass(slots=True)
-class _Size:
-    step: DecodeStep
-    forward: torch.cuda.CUDAGraph | None = None
-    pick: torch.cuda.CUDAGraph | None = None
-    forwards: int = 0
-    picks: int = 0
+class Graphs:
+    """Graphs by a key that says what is launched, on which buffers. `capturing` False: all of it runs eagerly."""
 
-
-class StepGraphs:
-    """`capturing` False (no CUDA): every step runs eagerly."""
-
-    def __init__(self, make_step: Callable[[int], DecodeStep], *, capturing: bool) -> None:
-        self._make_step = make_step
+    def __init__(self, *, capturing: bool) -> None:
         self._capturing = capturing
-        self._sizes: dict[int, _Size] = {}
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
+        """None: launched once."""
         self._pool: Any = None
         self._captures = 0
         self._eager = 0
         self._compilations = CompilationCount()
 
-    def step(self, count: int) -> DecodeStep:
-        """The buffers of a batch of `count` rows."""
-        if count not in self._sizes:
-            self._sizes[count] = _Size(self._make_step(count))
-        return self._sizes[count].step
-
-    def forward(self, count: int) -> None:
-        size = self._sizes[count]
-        size.forwards += 1
-        if size.forwards == 1 or not self._capturing:
+    def run(self, key: Hashable, launch: Callable[[], None]) -> None:
+        """Launch it, or replay what it launched before: it has to be the same each time."""
+        if key not in self._graphs or not self._capturing:
+            self._graphs[key] = None
             self._eager += 1
-            size.step.forward()
+            launch()
             return
-        if size.forward is None:
-            size.forward = self._capture(size.step.forward)
-        size.forward.replay()
+        graph = self._graphs[key]
+        if graph is None:
+            graph = self._graphs[key] = self._capture(launch)
+        graph.replay()
 
-    def pick(self, count: int) -> None:
-        size = self._sizes[count]
-        size.picks += 1
-        if size.picks == 1 or not self._capturing:
-            size.step.pick()
-            return
-        if size.pick is None:
-            size.pick = self._capture(size.step.pick)
-        size.pick.replay()
-
-    def count_eager(self, steps: int = 1) -> None:
-        """Work outside of any graph: prefill chunks, sampling that `pick` does not do."""
-        self._eager += steps
-
-    @property
-    def nbytes(self) -> int:
-        return sum(size.step.nbytes for size in self._sizes.values())
+    def count_eager(self) -> None:
+        """Work that is never captured: a prefill chunk."""
+        self._eager += 1
 
     def counters(self) -> Counters:
-        graphs = sum((size.forward is not None) + (size.pick is not None) for size in self._sizes.values())
+        graphs = sum(graph is not None for graph in self._graphs.values())
         return Counters(graphs, self._captures, self._compilations.count, self._eager)
 
     def close(self) -> None:
-        self._sizes.clear()
+        self._graphs.clear()
         self._pool = None
         self._compilations.stop()
 

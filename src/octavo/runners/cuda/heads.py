@@ -1,9 +1,9 @@
 """Queries and keys on their way into attention: the norm of q and k, then the rotary embedding.
 
-Contract: heads of D values at `base + offset` -> fp32 [R, DP], zeros past D. Pairs are (i, i + HALF) as in
-Hugging Face's rotate_half, dims past 2 HALF pass through; HALF 0: no rotation. NORM: `none`; `head`: rms over D;
-`full`: rms over all WIDTH values at `base` (every head of the projection).
-Shape letters: R rows (heads), D head dim, DP the power of two at or above it.
+Contract: heads of D values at `base + offset` -> fp32 [R, DP], zeros past D; S partial sums of a split product,
+`split_stride` apart, are added in order. Pairs are (i, i + HALF) as in Hugging Face's rotate_half, dims past 2 HALF
+pass through; HALF 0: no rotation. NORM: `none`; `head`: rms over D; `full`: rms over all WIDTH values at `base`
+(every head of the projection). Shape letters: R rows (heads), D head dim, DP the power of two at or above it.
 """
 
 from __future__ import annotations
@@ -18,24 +18,34 @@ from octavo.runners.cuda.device_model import DeviceLayer
 
 
 @triton.jit
+def load_sum(pointers, mask, split_stride, S: tl.constexpr):
+    """fp32 sum of S values `split_stride` apart, zero where `mask` is not."""
+    value = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    for split in tl.static_range(1, S):
+        value += tl.load(pointers + split * split_stride, mask=mask, other=0.0).to(tl.float32)
+    return value
+
+
+@triton.jit
 def load_heads(
-    base, offset, gain, gain_offset, dim, valid, cosine, sine, eps,
+    base, offset, gain, gain_offset, dim, valid, cosine, sine, eps, split_stride,
     D: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr, WIDTH: tl.constexpr, WIDTH_P2: tl.constexpr,
+    S: tl.constexpr,
 ):  # fmt: skip
     """`offset` [R, 1] of each head, `dim` [1, DP], `valid` [R, DP], `cosine` and `sine` [1, DP] of dim mod HALF."""
-    value = tl.load(base + offset + dim, mask=valid, other=0.0).to(tl.float32)
+    value = load_sum(base + offset + dim, valid, split_stride, S)
     scale = 1.0
     if NORM == "head":
         scale = tl.rsqrt(tl.sum(value * value, 1) / D + eps)[:, None]
     if NORM == "full":
         every = tl.arange(0, WIDTH_P2)
-        whole = tl.load(base + every, mask=every < WIDTH, other=0.0).to(tl.float32)
+        whole = load_sum(base + every, every < WIDTH, split_stride, S)
         scale = tl.rsqrt(tl.sum(whole * whole) / WIDTH + eps)
     if NORM != "none":
         value = value * scale * tl.load(gain + gain_offset + dim, mask=valid, other=0.0)
     if HALF > 0:
         partner = tl.where(dim < HALF, dim + HALF, tl.where(dim < 2 * HALF, dim - HALF, dim))
-        other = tl.load(base + offset + partner, mask=valid, other=0.0).to(tl.float32)
+        other = load_sum(base + offset + partner, valid, split_stride, S)
         if NORM != "none":
             other = other * scale * tl.load(gain + gain_offset + partner, mask=valid, other=0.0)
         turned = value * cosine + tl.where(dim < HALF, -other, other) * sine

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,9 @@ class CudaRunnerKind:
 
     name = "cuda"
     layout: Layout = CUDA_B64
+
+    def __init__(self) -> None:
+        self._preloading: threading.Thread | None = None
 
     def declines(self, spec: ModelSpec, formats: Sequence[Format], config: RunnerConfig) -> str | None:
         if not config.device.startswith("cuda"):
@@ -62,12 +67,29 @@ class CudaRunnerKind:
     def activation_bytes(self, spec: ModelSpec, config: RunnerConfig) -> int:
         return limits.LIBRARY_BYTES + limits.activation_bytes(spec, config)
 
+    def preload(self, config: RunnerConfig) -> None:
+        if self._preloading is None:
+            # Not a daemon: the interpreter must not go down under a library that is just being loaded.
+            self._preloading = threading.Thread(target=_preload, args=(config.device,), name="octavo-preload")
+            self._preloading.start()
+
     def create(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> Runner:
+        if self._preloading is not None:
+            self._preloading.join()
         from octavo.runners.cuda.runner import CudaRunner
 
         runner = CudaRunner(spec, weights, config)
         weights.close()  # all of it is copied
         return runner
+
+
+def _preload(device: str) -> None:
+    """Import the runner, which takes seconds, and make the device's context."""
+    with suppress(Exception):  # `create` meets it again
+        import torch
+
+        torch.zeros(1, device=device)
+        import octavo.runners.cuda.runner  # noqa: F401
 
 
 def _declines_layer(layer: object) -> str | None:

@@ -1,14 +1,25 @@
-"""Layout `cuda-b64-1`: rows in order, columns padded with zeros to whole blocks of 64, so that tiles need no tail.
+"""Layout `cuda-b64-1`: rows in order, columns padded to whole blocks of 64, so that tiles need no tail.
 
-| codec      | codes                                                                  | scales              |
-|------------|------------------------------------------------------------------------|---------------------|
-| i8         | int8 [N, C], column c at byte c                                        | f16, f32 [N, groups] |
-| u4         | uint8 [N, C / 2]: byte b of a 16-byte lane l holds column 32 l + b low | f16 [N, groups, 2]: |
-|            | and 32 l + 16 + b high                                                 | scale, minimum      |
-| f16 bf16 f32 | values [N, C]                                                        | none                |
+| codec        | codes                                                                    | weight                 |
+|--------------|--------------------------------------------------------------------------|------------------------|
+| i8           | int8 [N, C], column c at byte c                                          | code * scale           |
+| i8m          | the same                                                                 | code * scale + minimum |
+| e4m3         | the same bytes, 8-bit floats                                             | float * scale          |
+| u4           | uint8 [N, C / 2]: byte b of a 16-byte lane l holds column 32 l + b low   | code * scale + minimum |
+|              | and 32 l + 16 + b high                                                   |                        |
+| i4           | the same, code - 8 in two's complement                                   | (code - 8) * scale     |
+| nf4 fp4 iq4  | byte 4 i + 2 h + p of a lane holds column 32 l + 16 h + 4 i + 2 p low    | table[code] * scale    |
+|              | and the next one high: four codes in 16 bits are a byte permute's selector |                      |
+| f16 bf16 f32 | values [N, C]                                                            | value                  |
+
+Scales are f16 or f32 [N, groups], with a minimum [N, groups, 2]. Two-level ones are a record of bytes for each row:
+what 256 columns share, f16 [ceil(C / 256)], then 8-bit numbers [groups], both with their minimum's beside them where
+there is one, zeros up to a multiple of 4. The shared minimum has the sign with which it is added. f9z7 words, which
+hold a scale and a zero, stay as they are: int16 [N, groups].
 
 What a matrix is stored as follows from its format alone (`encoding_of`); nothing here depends on a kernel's
-tile. Shape letters: N output rows, K input columns, C = K rounded up to 64.
+tile. Padding has code 0, which a minimum or a table makes a weight: activations are zero there.
+Shape letters: N output rows, K input columns, C = K rounded up to 64.
 """
 
 from __future__ import annotations
@@ -20,18 +31,31 @@ from typing import Literal
 import numpy as np
 
 from octavo.models.parameters import Parameter
-from octavo.quant.affine import BITSANDBYTES_STEP, Affine
+from octavo.quant.affine import BITSANDBYTES_STEP, NIBBLE_ZERO, Affine
+from octavo.quant.codebook import Codebook
 from octavo.quant.format import Bundle, Format, Packed
 from octavo.quant.nibbles import split_nibbles
 from octavo.quant.plain import Plain
 from octavo.quant.rows import row_blocks
+from octavo.quant.scales import SUPER_COLUMNS, ScaleStorage, is_two_level
 from octavo.runners.bundles import VECTORS, bundle_name, padded_vector, part_name
 
 COLUMN_BLOCK = 64
 
-Codec = Literal["i8", "u4", "f16", "bf16", "f32"]
+Codec = Literal["i8", "i8m", "e4m3", "u4", "i4", "nf4", "fp4", "iq4", "f16", "bf16", "f32"]
 
-_CODE_BITS = {"i8": 8, "u4": 4, "f16": 16, "bf16": 16, "f32": 32}
+CODE_BITS: dict[Codec, int] = {
+    **{"i8": 8, "i8m": 8, "e4m3": 8},
+    **{"u4": 4, "i4": 4, "nf4": 4, "fp4": 4, "iq4": 4},
+    **{"f16": 16, "bf16": 16, "f32": 32},
+}
+
+_AFFINE_CODECS: dict[tuple[int, bool], Codec] = {
+    (8, False): "i8",
+    (8, True): "i8m",
+    (4, False): "i4",
+    (4, True): "u4",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +65,16 @@ class Encoding:
     codec: Codec
     group_size: int
     """Columns a scale covers; 0: one scale a row, or none where values are plain."""
-    scales: Literal["none", "f16", "f32"]
+    scales: ScaleStorage | Literal["none", "f9z7"]
+
+    @property
+    def has_minimums(self) -> bool:
+        return self.codec in ("i8m", "u4")
+
+    @property
+    def takes_values(self) -> bool:
+        """Whether activations are multiplied as floats, not in fixed point: weights that are no integers."""
+        return self.codec in ("f16", "bf16", "f32", "e4m3")
 
     def groups(self, columns: int) -> int:
         """Scales, or pairs of scale and minimum, of a row."""
@@ -49,13 +82,19 @@ class Encoding:
 
     def code_bytes(self, columns: int) -> int:
         """Of a row."""
-        return padded(columns) * _CODE_BITS[self.codec] // 8
+        return padded(columns) * CODE_BITS[self.codec] // 8
 
     def scale_bytes(self, columns: int) -> int:
         """Of a row."""
         if self.scales == "none":
             return 0
-        return self.groups(columns) * (4 if self.codec == "u4" or self.scales == "f32" else 2)
+        if self.scales == "f9z7":
+            return 2 * self.groups(columns)
+        each = 2 if self.has_minimums else 1
+        if is_two_level(self.scales):
+            record = each * (2 * -(-padded(columns) // SUPER_COLUMNS) + self.groups(columns))
+            return -(-record // 4) * 4
+        return each * self.groups(columns) * (4 if self.scales == "f32" else 2)
 
     def row_bytes(self, columns: int) -> int:
         return self.code_bytes(columns) + self.scale_bytes(columns)
@@ -65,16 +104,22 @@ def encoding_of(format: Format) -> Encoding | None:
     """None: there are no kernels for this format."""
     if isinstance(format, Plain):
         return Encoding(format.dtype, 0, "none")
-    if not isinstance(format, Affine) or format.ordered:
+    if isinstance(format, Affine):
+        codec = _AFFINE_CODECS[format.bits, format.zero != "none"]
+        # What is computed when packed is not exact in less: a 127th of a scale, a zero times it.
+        exact = format.scale_rule == "step" and format.zero != "integer"
+        scales = format.scales if exact else "f32"
+    elif isinstance(format, Codebook):
+        codec, scales = format.table, format.scales
+    else:
         return None
-    scales = "f32" if format.scale_rule == "absmax" else format.scales
-    if scales != "f16" and scales != "f32":
+    if isinstance(format, Affine) and format.ordered:
         return None
-    if format.bits == 8 and format.zero == "none" and format.group_size in (None, 32, 64):
-        return Encoding("i8", format.group_size or 0, scales)
-    if format.bits == 4 and format.zero == "minimum" and format.group_size in (32, 64, 128):
-        return Encoding("u4", format.group_size, "f16") if scales == "f16" else None
-    return None
+    # A lane of 16 bytes has one scale, or one for each of its two blocks of 16 columns.
+    group = format.group_size or 0
+    if group % (128 // CODE_BITS[codec]) and group != 16:
+        return None
+    return Encoding(codec, group, scales)
 
 
 def padded(columns: int) -> int:
@@ -112,19 +157,42 @@ def _matrix(format: Format, arrays: Packed, columns: int) -> dict[str, np.ndarra
     assert encoding is not None, f"{format.name} was declined"
     if isinstance(format, Plain):
         return {"codes": _pad_columns(arrays["values"], padded(columns))}
-    assert isinstance(format, Affine)
-    scales = arrays["scales"]
-    if format.scale_rule == "absmax":
-        scales = scales * BITSANDBYTES_STEP
-    if encoding.group_size:
-        scales = _pad_columns(scales, encoding.groups(columns))
-    if encoding.codec == "i8":
-        return {"codes": _pad_columns(arrays["codes"], padded(columns)), "scales": scales}
-    minimums = _pad_columns(arrays["minimums"], scales.shape[1])
-    return {
-        "codes": _lanes_of_nibbles(arrays["codes"], columns),
-        "scales": np.stack((scales, minimums), axis=-1),
-    }
+    assert isinstance(format, Affine | Codebook)
+    codes = arrays["codes"]
+    if CODE_BITS[encoding.codec] == 8:
+        codes = _pad_columns(codes, padded(columns))
+    else:
+        codes = _lanes_of_nibbles(codes, columns, encoding.codec)
+    return {"codes": codes, "scales": _scales(format, arrays, encoding, columns)}
+
+
+def _scales(format: Affine | Codebook, arrays: Packed, encoding: Encoding, columns: int) -> np.ndarray:
+    """[N, groups], [N, groups, 2], or uint8 [N, bytes of a record]."""
+    groups = encoding.groups(columns)
+    if encoding.scales == "f9z7":
+        return _pad_columns(arrays["scales"], groups).view(np.int16)
+    if is_two_level(format.scales):
+        names = ("scales", "minimums") if encoding.has_minimums else ("scales",)
+        supers = -(-padded(columns) // SUPER_COLUMNS)
+        shared = [_pad_columns(arrays[f"super_{name}"], supers) for name in names]
+        if encoding.has_minimums:
+            shared[1] = -shared[1]
+        parts = [
+            np.stack(pair, axis=-1).reshape(len(pair[0]), -1).view(np.uint8)
+            for pair in (shared, [_pad_columns(arrays[name], groups) for name in names])
+        ]
+        return _pad_columns(np.concatenate(parts, axis=1), encoding.scale_bytes(columns))
+    dtype = np.float16 if encoding.scales == "f16" else np.float32
+    scales = format.flat_scales(arrays)
+    minimums = None
+    if isinstance(format, Affine):
+        minimums = format.flat_minimums(arrays) if encoding.has_minimums else None
+        if format.scale_rule == "absmax":
+            scales = scales * BITSANDBYTES_STEP
+    scales = _pad_columns(scales.astype(dtype), groups)
+    if minimums is None:
+        return scales
+    return np.stack((scales, _pad_columns(minimums.astype(dtype), groups)), axis=-1)
 
 
 def _pad_columns(array: np.ndarray, width: int) -> np.ndarray:
@@ -136,11 +204,18 @@ def _pad_columns(array: np.ndarray, width: int) -> np.ndarray:
     return out
 
 
-def _lanes_of_nibbles(codes: np.ndarray, columns: int) -> np.ndarray:
+def _lanes_of_nibbles(codes: np.ndarray, columns: int, codec: Codec) -> np.ndarray:
     """Logical nibbles [N, ceil(K / 2)] -> uint8 [N, C / 2] as the table says."""
     out = np.empty((len(codes), padded(columns) // 2), np.uint8)
     for rows in row_blocks((len(codes), padded(columns))):
-        values = _pad_columns(split_nibbles(codes[rows], columns), padded(columns))
-        halves = values.reshape(len(values), -1, 2, 16)
-        out[rows] = (halves[:, :, 0] | (halves[:, :, 1] << 4)).reshape(len(values), -1)
+        values = split_nibbles(codes[rows], columns)
+        if codec == "i4":
+            values = values ^ np.uint8(NIBBLE_ZERO)
+        lanes = _pad_columns(values, padded(columns)).reshape(len(values), -1, 2, 16)
+        if codec in ("u4", "i4"):
+            low, high = lanes[:, :, 0], lanes[:, :, 1]
+        else:
+            quads = lanes.reshape(*lanes.shape[:2], 2, 4, 2, 2).transpose(0, 1, 3, 2, 4, 5)  # i, h, p, nibble
+            low, high = quads[..., 0], quads[..., 1]
+        out[rows] = (low | (high << 4)).reshape(len(values), -1)
     return out

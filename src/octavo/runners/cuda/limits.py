@@ -18,6 +18,12 @@ TARGET_ROWS = 64
 LARGEST_BATCH = 128
 """Decoding sequences in one graph."""
 
+PARTIAL_SUMS = 8
+"""Most shares that the columns of a decode batch's product are split into."""
+
+_SPLIT_ROWS = 32768
+"""Output rows, times shares, up to which they are split: beyond, a card has CTAs enough."""
+
 LIBRARY_BYTES = 136 << 20
 """What loaded kernels and the libraries' own workspaces take of the card beside every tensor (measured, CUDA 13.0)."""
 
@@ -36,7 +42,7 @@ def batch_buckets(max_slots: int) -> tuple[int, ...]:
 def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
     """Most bytes beside weights and KV: a prefill chunk's tensors, and the buffers of all batch sizes."""
     tokens = min(config.prefill_chunk_tokens, config.context_tokens)
-    widest = 0
+    widest = summed = 0
     for layer in spec.layers:
         mixer, ffn = layer.mixer, layer.ffn
         mixed = mixer.heads * mixer.head_dim
@@ -44,11 +50,15 @@ def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
         gated = not isinstance(ffn, DenseMLP) or ffn.gated  # others are declined, but asked for their size
         fed = ffn.hidden_size * (2 if gated else 1)
         widest = max(widest, 2 * projected + 4 * mixed, 2 * fed + 2 * ffn.hidden_size)
+        products = (spec.hidden_size, projected, fed)
+        summed = max(summed, sum(max(n, min(PARTIAL_SUMS * n, _SPLIT_ROWS)) for n in products))
     chunk = tokens * (widest + 8 * spec.hidden_size)  # h in fp32, x and y in 16 bits
     logits = 3 * 4 * TARGET_ROWS * spec.vocab_size
     rows = sum(batch_buckets(config.max_slots))
     slots = config.max_slots * 4 * spec.vocab_size
     splits = 64 * max(layer.mixer.heads * (layer.mixer.head_dim + 1) for layer in spec.layers)
-    decode = rows * 4 * (spec.vocab_size + splits + widest)
+    decode = rows * 4 * (spec.vocab_size + splits + widest + summed)
+    # Scores, mask and pieces of a row that is sampled; counts and biases of a slot, the spare one too.
+    sampling = rows * int(4.25 * spec.vocab_size) + (config.max_slots + 1) * 8 * spec.vocab_size
     tables = rotation_bytes(spec, config.context_tokens)
-    return DEQUANTIZED_BYTES + max(chunk, logits) + decode + slots + tables
+    return DEQUANTIZED_BYTES + max(chunk, logits) + decode + sampling + slots + tables

@@ -1,21 +1,19 @@
 """Where blocks meet the residual stream: h += multiplier * post_norm(y), then x = pre_norm(h) for the next linear.
 
-One CTA a token, so the sum is in place. Contract: h fp32 and y [T, K]; x in one of three forms: `planes` (high and
-low bytes int8 [T, C], scales fp32 [T, C / 32]), `values` ([T, C] in the type of `x`), or `none`. Columns past K
-are written as zeros. Norms: `none`, `rms`, `layernorm`, with gain (offset included) and bias fp32 [K].
-Shape letters: T tokens, K columns, C padded columns.
+One CTA a token, so the sum is in place. Contract: h fp32 [T, K]; y [T, K], or the S partial sums of a split product
+[S, T, K], added in order; x in one of three forms: `planes` (`fixed_point`), `values` ([T, C] in the type of `x`),
+or `none`. Columns past K are written as zeros. Norms: `none`, `rms`, `layernorm`, with gain (offset included) and
+bias fp32 [K]. Shape letters: T tokens, K columns, C padded columns, S splits, XB columns of a block of planes.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
 from octavo.runners.cuda.device_model import DeviceNorm
-from octavo.runners.cuda.fixed_point import block_scale, high_byte, low_byte, quantize
+from octavo.runners.cuda.fixed_point import Planes, store_planes
 from octavo.runners.cuda.layout import padded
 from octavo.runners.cuda.ptx import release_dependents, wait_for_inputs
 
@@ -29,17 +27,18 @@ def normalize(x, valid, gain, bias, eps, K: tl.constexpr, KIND: tl.constexpr):
     return tl.where(valid, x * gain + bias, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["y_stride"])
 def norm_kernel(
-    h, y, post_gain, post_bias, pre_gain, pre_bias, x, x_low, x_scales, multiplier, post_eps, pre_eps,
-    K: tl.constexpr, C: tl.constexpr, BLOCKS: tl.constexpr, ADD: tl.constexpr, POST: tl.constexpr,
-    POST_BIAS: tl.constexpr, PRE: tl.constexpr, PRE_BIAS: tl.constexpr, OUT: tl.constexpr, PDL: tl.constexpr,
+    h, y, post_gain, post_bias, pre_gain, pre_bias, x, x_scales, multiplier, post_eps, pre_eps, y_stride,
+    K: tl.constexpr, C: tl.constexpr, BLOCKS: tl.constexpr, SPLITS: tl.constexpr, POST: tl.constexpr,
+    POST_BIAS: tl.constexpr, PRE: tl.constexpr, PRE_BIAS: tl.constexpr, OUT: tl.constexpr, XB: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid: T. BLOCKS: a power of two of blocks of 32 columns, at least C / 32."""
+    """Grid: T. BLOCKS: a power of two of blocks of XB columns, which hold C. SPLITS 0: there is no y."""
     release_dependents(PDL)
     token = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, BLOCKS)
-    column = block[:, None] * 32 + tl.arange(0, 32)[None, :]
+    column = block[:, None] * XB + tl.arange(0, XB)[None, :]
     valid = column < K
     gain = tl.load(pre_gain + column, mask=valid, other=0.0) if PRE != "none" else 1.0
     bias = tl.load(pre_bias + column, mask=valid, other=0.0) if PRE_BIAS else 0.0
@@ -47,8 +46,11 @@ def norm_kernel(
     y_bias = tl.load(post_bias + column, mask=valid, other=0.0) if POST_BIAS else 0.0
     wait_for_inputs(PDL)
     value = tl.load(h + token * K + column, mask=valid, other=0.0)
-    if ADD:
+    if SPLITS > 0:
         addend = tl.load(y + token * K + column, mask=valid, other=0.0).to(tl.float32)
+        for split in tl.static_range(1, SPLITS):
+            part = y + split * y_stride.to(tl.int64) + token * K
+            addend += tl.load(part + column, mask=valid, other=0.0)
         if POST != "none":
             addend = normalize(addend, valid, y_gain, y_bias, post_eps, K, POST)
         value += addend * multiplier
@@ -57,24 +59,9 @@ def norm_kernel(
         if PRE != "none":
             value = normalize(value, valid, gain, bias, pre_eps, K, PRE)
         if OUT == "planes":
-            scale, inverse = block_scale(tl.max(tl.abs(value), 1))
-            q = quantize(value, inverse[:, None])
-            tl.store(x + token * C + column, high_byte(q).to(tl.int8), mask=column < C)
-            tl.store(x_low + token * C + column, low_byte(q).to(tl.int8), mask=column < C)
-            tl.store(x_scales + token * (C // 32) + block, scale, mask=block < C // 32)
+            store_planes(x + token * (2 * C), x_scales + token * ((C + XB - 1) // XB), column, value, C, XB)
         else:
             tl.store(x + token * C + column, value.to(x.dtype.element_ty), mask=column < C)
-
-
-@dataclass(frozen=True, slots=True)
-class Planes:
-    """Activations in fixed point."""
-
-    high: torch.Tensor
-    """int8 [T, C]."""
-    low: torch.Tensor
-    scales: torch.Tensor
-    """fp32 [T, C / 32]."""
 
 
 def join_residual(
@@ -87,12 +74,14 @@ def join_residual(
     multiplier: float,
     pdl: bool,
 ) -> None:
-    """Launch it: h [T, K] += multiplier * post(y), out [T, C] = pre(h)."""
+    """Launch it: h [T, K] += multiplier * post(y), out [T, C] = pre(h); y [T, K], or fp32 [S, T, K]."""
     tokens, width = h.shape
     columns = padded(width)
     planes = out if isinstance(out, Planes) else None
-    x = out.high if isinstance(out, Planes) else h if out is None else out
-    blocks = triton.next_power_of_2(columns // 32)
+    x = out.pairs if isinstance(out, Planes) else h if out is None else out
+    width_of_block = 32 if planes is None else planes.block_width
+    blocks = triton.next_power_of_2(triton.cdiv(columns, width_of_block))
+    splits = 0 if y is None else y.shape[0] if y.ndim == 3 else 1
     norm_kernel[(tokens,)](
         h,
         h if y is None else y,
@@ -101,22 +90,23 @@ def join_residual(
         h if pre is None else pre.gain,
         h if pre is None or pre.bias is None else pre.bias,
         x,
-        h if planes is None else planes.low,
         h if planes is None else planes.scales,
         multiplier,
         0.0 if post is None else post.eps,
         0.0 if pre is None else pre.eps,
+        0 if y is None else y.stride(0),
         K=width,
         C=columns,
         BLOCKS=blocks,
-        ADD=y is not None,
+        SPLITS=splits,
         POST="none" if post is None else post.kind,
         POST_BIAS=post is not None and post.bias is not None,
         PRE="none" if pre is None else pre.kind,
         PRE_BIAS=pre is not None and pre.bias is not None,
         OUT="none" if out is None else "planes" if planes is not None else "values",
+        XB=width_of_block,
         PDL=pdl,
-        num_warps=max(1, min(8, blocks // 8)),
+        num_warps=max(1, min(8, blocks * width_of_block // 256)),
         launch_pdl=pdl,
     )
 

@@ -30,6 +30,14 @@ def best_of_rows_kernel(logits, best, best_ids, V, BLOCK: tl.constexpr):
     tl.store(best_ids + place, tl.min(tl.where(value == most, token, 2147483647), 0))
 
 
+@triton.jit
+def move_on(sampled, last_token, position, chosen, finite, own):
+    """A row's token, and its slot where it has one of its `own`: -1 and token 0 where the row is not finite."""
+    tl.store(sampled, tl.where(finite, chosen, -1))
+    tl.store(last_token, tl.where(finite, chosen, 0), mask=own)
+    tl.store(position, tl.load(position) + 1, mask=own)
+
+
 @triton.jit(do_not_specialize=["pieces", "spare_slot"])
 def pick_kernel(
     best, best_ids, slots, sampled, last_tokens, positions, pieces, spare_slot,
@@ -45,10 +53,7 @@ def pick_kernel(
     most = tl.max(value, 0)
     chosen = tl.min(tl.where(value == most, token, 2147483647), 0)
     finite = (most < float("inf")) & (most > float("-inf"))
-    tl.store(sampled + row, tl.where(finite, chosen, -1))
-    own = slot != spare_slot
-    tl.store(last_tokens + slot, tl.where(finite, chosen, 0), mask=own)
-    tl.store(positions + slot, tl.load(positions + slot) + 1, mask=own)
+    move_on(sampled + row, last_tokens + slot, positions + slot, chosen, finite, slot != spare_slot)
 
 
 PIECE_TOKENS = 4096

@@ -32,6 +32,27 @@ def dp4a_twin(a, b, c):
 
 
 @triton.jit
+def permute_bytes(a, b, selector):
+    """Byte j of the result is the one of b:a that nibble j of `selector` counts, 0..7; upper 16 bits: ignored."""
+    if INTERPRETED:
+        return permute_bytes_twin(a, b, selector)
+    else:
+        return tl.inline_asm_elementwise(
+            "prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, selector], dtype=tl.int32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def permute_bytes_twin(a, b, selector):
+    result = a * 0 + b * 0 + selector * 0
+    for byte in tl.static_range(4):
+        chosen = (selector >> (4 * byte)) & 7
+        word = tl.where(chosen < 4, a, b)
+        result |= ((word >> (chosen % 4 * 8)) & 255) << (8 * byte)
+    return result
+
+
+@triton.jit
 def opaque(a):
     """a, of which the compiler knows nothing: a load at such an index is not vectorized.
 

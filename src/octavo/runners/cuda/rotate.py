@@ -33,7 +33,7 @@ def rotate_kernel(
     if head < H:
         value = load_heads(
             row, head * D + one, q_gain, head * D + one if NORM == "full" else one, dim, valid,
-            cosine, sine, qk_eps, D, HALF, NORM, H * D, Q_P2,
+            cosine, sine, qk_eps, 0, D, HALF, NORM, H * D, Q_P2, 1,
         )  # fmt: skip
         tl.store(q + token * (H * D) + head * D + dim, value.to(q.dtype.element_ty), mask=valid)
     else:
@@ -42,7 +42,7 @@ def rotate_kernel(
             kv_head = head - H
             value = load_heads(
                 row + H * D, kv_head * D + one, k_gain, kv_head * D + one if NORM == "full" else one, dim,
-                valid, cosine, sine, qk_eps, D, HALF, NORM, KH * D, K_P2,
+                valid, cosine, sine, qk_eps, 0, D, HALF, NORM, KH * D, K_P2, 1,
             )  # fmt: skip
             place = ((page * KH + kv_head) * 32 + position % 32) * D + dim
             tl.store(keys + place, value.to(keys.dtype.element_ty), mask=valid)

@@ -1,7 +1,8 @@
 """The Runner contract on a CUDA device: slots, page tables and handles around decode graphs and prefill chunks.
 
 Everything is queued on one stream; a handle waits for an event behind its own work. Decode chunks of a batch go
-through one graph together, prefill chunks one after the other. Shape letters: B sequences, T tokens,
+through one graph together, prefill chunks one after the other, and all rows that sample through one graph again:
+`pick` where all are decode rows and plainly greedy, else the whole law. Shape letters: B sequences, T tokens,
 V vocabulary.
 """
 
@@ -10,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from octavo.errors import ClosedError, IncompatibleModelError
+from octavo.errors import ClosedError
 from octavo.models.spec import KV_PAGE_TOKENS, ModelSpec
+from octavo.runners.adapters import check_adapter, linears_of
 from octavo.runners.base import (
     Adapter,
     Batch,
@@ -29,38 +31,60 @@ from octavo.runners.base import (
     SampleResult,
     SlotState,
 )
+from octavo.runners.cuda.batch_decode import BatchStep, Step
 from octavo.runners.cuda.card_memory import no_room_to_load, no_room_to_run
 from octavo.runners.cuda.chunk import ChunkModel
-from octavo.runners.cuda.decode import Card, DecodeStep
+from octavo.runners.cuda.decode import DecodeStep, card_of
 from octavo.runners.cuda.decode_attention import Sequences
 from octavo.runners.cuda.device_model import DeviceModel, load_model
-from octavo.runners.cuda.graphs import StepGraphs
+from octavo.runners.cuda.graphs import Graphs
 from octavo.runners.cuda.kv_cache import LayerCache, make_cache
+from octavo.runners.cuda.laws import SlotLaws, is_plain_greedy
 from octavo.runners.cuda.limits import TARGET_ROWS, batch_buckets
+from octavo.runners.cuda.logprobs import LogprobBuffers, logprobs, read_logprobs
+from octavo.runners.cuda.low_rank import Adapters
 from octavo.runners.cuda.pending import Pending
-from octavo.runners.cuda.sampling import (
-    LogprobRows,
-    SlotLaw,
-    logprobs_of,
-    sample_row,
-    slot_law,
-    unpack_mask,
-)
-from octavo.types import TokenLogprob
+from octavo.runners.cuda.sampling import Row, SampleStep
+from octavo.types import Sampling, TokenLogprob
 
 if TYPE_CHECKING:
     from octavo.weights import WeightStore
 
 
+@dataclass(frozen=True, slots=True)
+class _TargetRows:
+    """Logprobs of prompt rows, on their way to the host."""
+
+    found: torch.Tensor
+    targets: list[int]
+    top: int
+
+    def read(self) -> list[TokenLogprob]:
+        read = read_logprobs(self.found, self.targets, [self.top] * len(self.targets))
+        return [logprob for logprob in read if logprob.token_id >= 0]
+
+
 @dataclass(slots=True)
 class _Slot:
-    law: SlotLaw
+    sampling: Sampling
     position: int = -1
     """Of the last row fed, as the device has it; -1: unknown."""
     table_sources: list[tuple[int, ...]] = field(default_factory=list)
     """The page tables the device holds."""
     logits: torch.Tensor | None = None
     """fp32 [V], until it is sampled from."""
+    is_plain: bool = False
+    """Sampled by `pick`: the argmax of its logits, with nothing to report beside it."""
+    adapter: str | None = None
+
+
+class _StepKey(NamedTuple):
+    """What decode steps differ in."""
+
+    count: int
+    """Rows, a bucket's."""
+    adapted: bool
+    """Whether a row has an adapter: the others of the batch are then computed so, too."""
 
 
 class CudaRunner:
@@ -73,6 +97,9 @@ class CudaRunner:
         self._slots: dict[int, _Slot] = {}
         self._decoded: tuple[int, ...] = ()
         self._closed = False
+        self._linears = linears_of(weights)
+        self._adapters: Adapters | None = None
+        """None until the first one is loaded."""
         free_bytes = self._free_bytes()
         try:
             with self._on_device():
@@ -87,7 +114,7 @@ class CudaRunner:
 
     def _build(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> None:
         device = self._device
-        self._card = _card(device)
+        self._card = card_of(device)
         self._model: DeviceModel | None = load_model(spec, weights, config.context_tokens, device)
         # One page more in each group: rows that fill up a batch write there.
         self._caches: tuple[LayerCache, ...] = make_cache(
@@ -102,22 +129,54 @@ class CudaRunner:
             for count in config.kv_pages
         )
         self._logits = torch.empty((config.max_slots, spec.vocab_size), device=device)
+        self._laws = SlotLaws.empty(config.max_slots, spec.vocab_size, device)
         self._chunks: ChunkModel | None = ChunkModel(
             self._model, self._caches, getattr(torch, config.compute_dtype)
         )
-        self._graphs = StepGraphs(self._make_step, capturing=self._on_card)
+        self._graphs = Graphs(capturing=self._on_card)
+        self._decode_steps: dict[_StepKey, Step] = {}
+        self._sample_steps: dict[int, SampleStep] = {}
 
-    def _make_step(self, count: int) -> DecodeStep:
-        slots = torch.full((count,), self._spare_slot, dtype=torch.int32, device=self._device)
+    def _step_key(self, slots: Sequence[int]) -> _StepKey:
+        adapted = any(self._slots[slot].adapter is not None for slot in slots)
+        return _StepKey(self._bucket(len(slots)), adapted)
+
+    def _decode_step(self, key: _StepKey) -> Step:
+        """The buffers of a batch."""
+        if key not in self._decode_steps:
+            self._decode_steps[key] = self._make_decode_step(key)
+        return self._decode_steps[key]
+
+    def _sample_step(self, count: int) -> SampleStep:
+        if count not in self._sample_steps:
+            self._sample_steps[count] = SampleStep(
+                self._laws,
+                self._last_tokens,
+                self._positions,
+                count,
+                multiprocessors=self._card.multiprocessors,
+            )
+        return self._sample_steps[count]
+
+    def _make_decode_step(self, key: _StepKey) -> Step:
+        """One row without an adapter has kernels of its own."""
+        slots = torch.full((key.count,), self._spare_slot, dtype=torch.int32, device=self._device)
         assert self._model is not None
-        return DecodeStep(
+        given = (
             self._model,
             self._caches,
             Sequences(slots, self._positions, self._tables, self._spare_slot),
             self._last_tokens,
-            context_tokens=self._config.context_tokens,
-            compute_dtype=getattr(torch, self._config.compute_dtype),
+        )
+        context, dtype = self._config.context_tokens, getattr(torch, self._config.compute_dtype)
+        if key == (1, False):
+            return DecodeStep(*given, context_tokens=context, compute_dtype=dtype, card=self._card)
+        return BatchStep(
+            *given,
+            context_tokens=context,
+            compute_dtype=dtype,
             card=self._card,
+            adapters=self._adapters if key.adapted else None,
         )
 
     @property
@@ -142,11 +201,16 @@ class CudaRunner:
     def open_slot(self, slot: int, state: SlotState) -> None:
         assert 0 <= slot < self._config.max_slots, f"slot {slot} is out of range"
         assert slot not in self._slots, f"slot {slot} is taken"
-        assert state.adapter is None, "adapters are not supported"
         with self._on_device():
-            law = slot_law(state, self._spec.vocab_size, self._device)
+            if self._adapters is not None:
+                self._adapters.bind(slot, state.adapter)
+            self._laws.open(slot, state)
             self._last_tokens[slot] = state.token_ids[-1]
-        self._slots[slot] = _Slot(law, table_sources=[()] * len(self._tables))
+        plain = is_plain_greedy(state.sampling) and state.sampling.logprobs is None
+        sources: list[tuple[int, ...]] = [()] * len(self._tables)
+        self._slots[slot] = _Slot(
+            state.sampling, table_sources=sources, is_plain=plain, adapter=state.adapter
+        )
 
     def close_slot(self, slot: int) -> None:
         del self._slots[slot]
@@ -180,17 +244,28 @@ class CudaRunner:
             raise no_room_to_run(self._spec, self._config, self._free_bytes()) from error
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
-        raise IncompatibleModelError("the CUDA runner takes no adapters yet", remedy="Do without it.")
+        check_adapter(name, adapter, self._linears)
+        assert self._model is not None
+        with self._on_device():
+            if self._adapters is None:
+                self._adapters = Adapters(self._model, self._config.max_slots + 1, self._device)
+            self._adapters.load(name, adapter)
 
     def drop_adapter(self, name: str) -> None:
-        raise AssertionError(f"there is no adapter {name!r}")
+        assert all(slot.adapter != name for slot in self._slots.values()), f"adapter {name!r} is in use"
+        assert self._adapters is not None, f"there is no adapter {name!r}"
+        with self._on_device():
+            self._adapters.drop(name)
 
     def memory(self) -> Mapping[str, int]:
         if self._closed or self._model is None or self._chunks is None:
-            return {"weights": 0, "kv": 0, "activations": 0}
+            return {"weights": 0, "kv": 0, "activations": 0, "adapters": 0}
         kv = sum(cache.keys.nbytes + cache.values.nbytes for cache in self._caches)
-        buffers = self._graphs.nbytes + self._chunks.nbytes + self._logits.nbytes
-        return {"weights": self._model.nbytes, "kv": kv, "activations": buffers}
+        buffers = sum(step.nbytes for step in self._decode_steps.values()) + self._laws.nbytes
+        buffers += sum(step.nbytes for step in self._sample_steps.values())
+        buffers += self._chunks.nbytes + self._logits.nbytes
+        adapters = 0 if self._adapters is None else self._adapters.nbytes
+        return {"weights": self._model.nbytes, "kv": kv, "activations": buffers, "adapters": adapters}
 
     def counters(self) -> Counters:
         return self._graphs.counters()
@@ -203,9 +278,11 @@ class CudaRunner:
             torch.cuda.synchronize(self._device)
         self._slots.clear()
         self._graphs.close()
-        self._model = self._chunks = None
+        self._decode_steps.clear()
+        self._sample_steps.clear()
+        self._model = self._chunks = self._adapters = None
         self._caches = self._tables = ()
-        del self._logits, self._positions, self._last_tokens
+        del self._logits, self._positions, self._last_tokens, self._laws
         if self._on_card:
             torch.cuda.empty_cache()
 
@@ -221,78 +298,105 @@ class CudaRunner:
             self._update_tables(chunk)
         decoding = [chunk for chunk in batch.chunks if chunk.token_ids is None]
         self._decoded = self._decode(decoding) if decoding else ()
-        prompts: dict[int, list[tuple[LogprobRows, list[int]]]] = {}
+        prompts: dict[int, list[_TargetRows]] = {}
         for chunk in batch.chunks:
             if chunk.token_ids is not None:
                 prompts[chunk.slot] = self._prefill(model, chunk)
         wanted = [None if chunk.targets is None else prompts[chunk.slot] for chunk in batch.chunks]
 
         def read() -> ForwardResult:
-            return ForwardResult(tuple(None if rows is None else _read_rows(rows) for rows in wanted))
+            return ForwardResult(
+                tuple(
+                    None if rows is None else tuple(logprob for part in rows for logprob in part.read())
+                    for rows in wanted
+                )
+            )
 
         return Pending(self._mark(), read)
 
     def _sample(
         self, batch: Batch, masks: Mapping[int, np.ndarray], logits: Mapping[int, np.ndarray]
     ) -> Pending[SampleResult]:
-        sampled = [chunk for chunk in batch.chunks if chunk.sample]
-        tokens: dict[int, torch.Tensor] = {}
-        slots = self._decoded
-        plain = all(s not in masks and s not in logits and self._slots[s].law.is_plain_greedy for s in slots)
-        if slots and plain and all(chunk.sample for chunk in batch.chunks if chunk.slot in slots):
-            count = self._bucket(len(slots))
-            self._graphs.pick(count)
-            picked = self._graphs.step(count).sampled
-            tokens = {slot: picked[row] for row, slot in enumerate(slots)}
-        rows: dict[int, LogprobRows] = {}
-        for chunk in sampled:
-            slot = chunk.slot
-            if slot not in tokens:
-                self._graphs.count_eager()
-                tokens[slot] = self._sample_slot(chunk, masks.get(slot), logits.get(slot))
-                self._last_tokens[slot] = tokens[slot].clamp_min(0)
-                self._positions[slot] = chunk.start + chunk.tokens
-            if self._slots[slot].law.sampling.logprobs is not None:
-                rows[slot] = self._logprobs(slot, tokens[slot])
-            self._slots[slot].position = chunk.start + chunk.tokens
-            self._slots[slot].logits = None
-        order = [chunk.slot for chunk in sampled]
-        host = self._to_host([tokens[slot] for slot in order])
+        chunks = [chunk for chunk in batch.chunks if chunk.sample]
+        slots = [chunk.slot for chunk in chunks]
+        count = self._bucket(len(chunks))
+        tops = [self._slots[slot].sampling.logprobs for slot in slots]
+        found = None
+        if not masks and not logits and self._is_plain(slots):
+            key = self._step_key(slots)
+            step = self._decode_step(key)
+            self._graphs.run(("pick", key), step.pick)
+            sampled = step.sampled
+        else:
+            law = self._sample_step(count)
+            given = {slot: self._to_device(torch.from_numpy(row)) for slot, row in logits.items()}
+            law.set_rows(self._rows(slots, given, masks), list(masks.values()))
+            self._graphs.run(("law", count), law.launch)
+            sampled = law.sampled
+            if any(top is not None for top in tops):
+                self._graphs.run(("logprobs", count), law.launch_logprobs)
+                found = self._to_host(law.found)
+        for chunk in chunks:
+            state = self._slots[chunk.slot]
+            state.position = chunk.start + chunk.tokens
+            state.logits = None
+        host = self._to_host(sampled)
 
         def read() -> SampleResult:
-            found = host.tolist()
+            tokens = host.tolist()[: len(slots)]
+            if found is None:
+                return SampleResult(tuple([(Sampled(token, None),) for token in tokens]))
+            scores = read_logprobs(found, tokens, [top or 0 for top in tops])
             return SampleResult(
                 tuple(
-                    (Sampled(token, rows[slot].read([token])[0] if slot in rows and token >= 0 else None),)
-                    for slot, token in zip(order, found, strict=True)
+                    (Sampled(token, None if token < 0 or top is None else score),)
+                    for token, top, score in zip(tokens, tops, scores, strict=True)
                 )
             )
 
         return Pending(self._mark(), read)
 
+    def _is_plain(self, slots: Sequence[int]) -> bool:
+        """Whether `pick` samples these: the rows just decoded, all plainly greedy, without logprobs."""
+        return tuple(slots) == self._decoded and all(self._slots[slot].is_plain for slot in slots)
+
+    def _rows(
+        self, slots: Sequence[int], given: Mapping[int, torch.Tensor], masks: Mapping[int, np.ndarray]
+    ) -> list[Row]:
+        places = {slot: place for place, slot in enumerate(masks)}
+        rows = []
+        for slot in slots:
+            state = self._slots[slot]
+            assert state.logits is not None
+            own, top = state.logits.data_ptr(), state.sampling.logprobs
+            address = given[slot].data_ptr() if slot in given else own
+            rows.append(Row(slot, address, own, places.get(slot, -1), -1 if top is None else top))
+        return rows
+
     def _decode(self, chunks: Sequence[Chunk]) -> tuple[int, ...]:
         """Queue one decode graph; returns its slots, in the order of its rows."""
         slots = tuple(chunk.slot for chunk in chunks)
-        count = self._bucket(len(slots))
-        step = self._graphs.step(count)
+        key = self._step_key(slots)
+        step = self._decode_step(key)
         step.set_slots(slots)
         for chunk in chunks:
             state = self._slots[chunk.slot]
             if state.position != chunk.start:
                 self._positions[chunk.slot] = chunk.start
                 state.position = chunk.start
-        self._graphs.forward(count)
+        self._graphs.run(("forward", key), step.forward)
         for row, chunk in enumerate(chunks):
             if chunk.sample:
                 self._slots[chunk.slot].logits = step.logits[row]
         return slots
 
-    def _prefill(self, model: ChunkModel, chunk: Chunk) -> list[tuple[LogprobRows, list[int]]]:
+    def _prefill(self, model: ChunkModel, chunk: Chunk) -> list[_TargetRows]:
         """Queue a chunk; returns the logprobs of its targets, in row order, still on the device."""
         self._graphs.count_eager()
         assert chunk.token_ids is not None
-        ids = torch.tensor(chunk.token_ids, dtype=torch.int32).to(self._device)
+        ids = self._to_device(torch.tensor(chunk.token_ids, dtype=torch.int32))
         tables = tuple(table[chunk.slot] for table in self._tables)
+        model.addends = {} if self._adapters is None else self._adapters.of(self._slots[chunk.slot].adapter)
         hidden = model.forward(ids, chunk.start, tables)
         state = self._slots[chunk.slot]
         if chunk.sample:
@@ -303,33 +407,25 @@ class CudaRunner:
         state.position = last
         return [] if chunk.targets is None else self._target_rows(model, hidden, chunk)
 
-    def _target_rows(
-        self, model: ChunkModel, hidden: torch.Tensor, chunk: Chunk
-    ) -> list[tuple[LogprobRows, list[int]]]:
+    def _target_rows(self, model: ChunkModel, hidden: torch.Tensor, chunk: Chunk) -> list[_TargetRows]:
         assert chunk.targets is not None
+        vocabulary = self._spec.vocab_size
         found = []
         for first in range(0, chunk.tokens, TARGET_ROWS):
-            targets = chunk.targets[first : first + TARGET_ROWS]
-            logits = hidden.new_empty((len(targets), self._spec.vocab_size))
+            targets = list(chunk.targets[first : first + TARGET_ROWS])
+            logits = hidden.new_empty((len(targets), vocabulary))
             model.logits(hidden[first : first + TARGET_ROWS], logits)
-            tokens = torch.tensor(targets, dtype=torch.int64).to(self._device)
-            found.append((logprobs_of(logits, tokens, chunk.top_logprobs), list(targets)))
+            buffers = LogprobBuffers.empty(len(targets), vocabulary, self._device)
+            addresses = [row.data_ptr() for row in logits]
+            logprobs(
+                self._to_device(torch.tensor(addresses, dtype=torch.int64)),
+                self._to_device(torch.tensor(targets, dtype=torch.int32)),
+                torch.full((len(targets),), chunk.top_logprobs, dtype=torch.int32, device=self._device),
+                vocabulary,
+                buffers,
+            )
+            found.append(_TargetRows(self._to_host(buffers.found), targets, chunk.top_logprobs))
         return found
-
-    def _sample_slot(
-        self, chunk: Chunk, mask: np.ndarray | None, replaced: np.ndarray | None
-    ) -> torch.Tensor:
-        state = self._slots[chunk.slot]
-        logits = state.logits if replaced is None else torch.from_numpy(replaced).to(self._device)
-        assert logits is not None
-        allowed = None if mask is None else unpack_mask(mask, self._spec.vocab_size, self._device)
-        return sample_row(logits, state.law, chunk.start + chunk.tokens, allowed)
-
-    def _logprobs(self, slot: int, token: torch.Tensor) -> LogprobRows:
-        state = self._slots[slot]
-        assert state.logits is not None
-        assert state.law.sampling.logprobs is not None
-        return logprobs_of(state.logits[None], token.long()[None], state.law.sampling.logprobs)
 
     def _update_tables(self, chunk: Chunk) -> None:
         state = self._slots[chunk.slot]
@@ -338,18 +434,20 @@ class CudaRunner:
             if table == state.table_sources[group]:
                 continue
             assert max(table) < self._config.kv_pages[group]
-            made = torch.tensor(table, dtype=torch.int32)
-            self._tables[group][chunk.slot, : len(table)].copy_(self._pinned(made), non_blocking=True)
+            made = self._pinned(torch.tensor(table, dtype=torch.int32))
+            self._tables[group][chunk.slot, : len(table)].copy_(made, non_blocking=True)
             state.table_sources[group] = table
 
     def _bucket(self, count: int) -> int:
         return next(size for size in batch_buckets(self._config.max_slots) if size >= count)
 
-    def _to_host(self, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
-        """int32 [rows], filled when the event recorded behind it is reached."""
-        gathered = torch.stack([token.to(torch.int32) for token in tokens]) if tokens else torch.zeros(0)
-        host = torch.empty(gathered.shape, dtype=torch.int32, pin_memory=self._on_card)
-        return host.copy_(gathered, non_blocking=True)
+    def _to_host(self, values: torch.Tensor) -> torch.Tensor:
+        """A copy that is filled when the event recorded behind it is reached."""
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=self._on_card)
+        return host.copy_(values, non_blocking=True)
+
+    def _to_device(self, values: torch.Tensor) -> torch.Tensor:
+        return self._pinned(values).to(self._device, non_blocking=True)
 
     def _pinned(self, values: torch.Tensor) -> torch.Tensor:
         # torch keeps a pinned block until the stream is past the copy that reads it.
@@ -364,17 +462,3 @@ class CudaRunner:
 
     def _free_bytes(self) -> int:
         return torch.cuda.mem_get_info(self._device)[0] if self._on_card else 0
-
-
-def _card(device: torch.device) -> Card:
-    if device.type != "cuda":  # the interpreter
-        return Card("none", 4, False, 0)
-    properties = torch.cuda.get_device_properties(device)
-    return Card(
-        properties.name, properties.multi_processor_count, properties.major >= 9, properties.L2_cache_size
-    )
-
-
-def _read_rows(rows: Sequence[tuple[LogprobRows, list[int]]]) -> tuple[TokenLogprob, ...]:
-    read = [logprob for found, targets in rows for logprob in found.read(targets)]
-    return tuple(logprob for logprob in read if logprob.token_id >= 0)

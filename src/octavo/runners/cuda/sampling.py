@@ -1,152 +1,153 @@
-"""The sampling law (docs/sampling.md) on the device for one row of logits, without waiting for it.
+"""The sampling law (docs/sampling.md) for any rows of a batch in one go: buffers and launches, what a graph captures.
 
-What `pick` does not do: penalties, bias, masks, temperature, filters. Torch calls whose shapes depend on nothing
-on the device, so the host goes on; correct first, and counted as eager. Shape letters: V vocabulary.
+Which slots the rows are and where their logits lie is data, as are the slots' parameters (`laws`): one graph a
+batch size serves any mixture. Kernels: shape_logits, draw, settle; and for rows that want logprobs two more.
+Shape letters: B sequences, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import triton
 
-from octavo.runners.base import SlotState
-from octavo.runners.reference.sampling import GREEDY_BELOW, gumbel_noise
-from octavo.types import Sampling, TokenLogprob
+from octavo.runners.cuda import shape_logits as shaping
+from octavo.runners.cuda.draw import draw, draw_tile_for
+from octavo.runners.cuda.laws import SlotLaws
+from octavo.runners.cuda.logprobs import LogprobBuffers, logprobs
+from octavo.runners.cuda.settle import settle
+from octavo.runners.cuda.shape_logits import shape_logits
 
 
 @dataclass(frozen=True, slots=True)
-class SlotLaw:
-    """A slot's parameters, and on the device what penalties count."""
+class Row:
+    """A row to sample from."""
 
-    sampling: Sampling
-    in_prompt: torch.Tensor | None
-    """bool [V]; None where nothing is penalized."""
-    generated: torch.Tensor | None
-    """int32 [V], written by `sample_row`."""
-    bias_ids: torch.Tensor
-    biases: torch.Tensor
+    slot: int
+    given: int
+    """Address of fp32 [V]."""
+    own: int
+    """Address of the model's logits."""
+    mask: int
+    """Which of the masks; -1: none."""
+    top_logprobs: int
+    """How many alternatives to report; -1: no logprobs."""
+
+
+class SampleStep:
+    """The law for up to B rows. `sampled` int32 [B] and `found` (see `read_logprobs`) are its results."""
+
+    def __init__(
+        self,
+        laws: SlotLaws,
+        last_tokens: torch.Tensor,
+        positions: torch.Tensor,
+        count: int,
+        *,
+        multiprocessors: int,
+    ) -> None:
+        self._laws = laws
+        self._last_tokens = last_tokens
+        self._positions = positions
+        self._spare_slot, vocabulary = laws.counts.shape[0] - 1, laws.counts.shape[1]
+        device = last_tokens.device
+
+        def ints(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        pieces = triton.cdiv(vocabulary, shaping.PIECE_TOKENS)
+        self._tile = tile = draw_tile_for(count, vocabulary, multiprocessors)
+        self._filler = (self._spare_slot, 0, 0, -1)
+        self._table: tuple[tuple[int, ...], ...] = ()
+        self._rows = torch.tensor([self._filler] * count, dtype=torch.int64, device=device)
+        self._tops: tuple[int, ...] = ()
+        self._wanted = ints(count) - 1
+        self._masks = ints(count, -(-vocabulary // 32))
+        self._scores = torch.zeros((count, vocabulary), device=device)
+        self._stats = torch.zeros((count, pieces, 3), device=device)
+        self._best_ids = ints(count, pieces)
+        self._drawn = torch.zeros((count, tile.ctas), device=device)
+        self._drawn_ids = ints(count, tile.ctas)
+        self._counts = ints(2, count, tile.ctas, tile.pivots)
+        self._weights = torch.zeros((2, count, tile.ctas, tile.pivots), device=device)
+        self._arrived = ints(count)
+        self._logprobs = LogprobBuffers.empty(count, vocabulary, device)
+        self.sampled = ints(count)
 
     @property
-    def is_plain_greedy(self) -> bool:
-        """The argmax of the model's own logits, and nothing to report beside it."""
-        sampling = self.sampling
-        greedy = sampling.temperature < GREEDY_BELOW
-        return greedy and self.in_prompt is None and not sampling.logit_bias and sampling.logprobs is None
+    def found(self) -> torch.Tensor:
+        return self._logprobs.found
 
+    @property
+    def nbytes(self) -> int:
+        """Of the buffers."""
+        tensors = [value for value in vars(self).values() if isinstance(value, torch.Tensor)]
+        shared = self._last_tokens.nbytes + self._positions.nbytes
+        return sum(tensor.nbytes for tensor in tensors) - shared + self._logprobs.nbytes
 
-def slot_law(state: SlotState, vocabulary: int, device: torch.device) -> SlotLaw:
-    sampling = state.sampling
-    in_prompt = generated = None
-    penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
-    if penalties != (1.0, 0.0, 0.0):
-        prompt = np.zeros(vocabulary, dtype=np.bool_)
-        prompt[list(state.token_ids[: state.prompt_tokens])] = True
-        counts = np.bincount(state.token_ids[state.prompt_tokens :], minlength=vocabulary).astype(np.int32)
-        in_prompt, generated = torch.from_numpy(prompt).to(device), torch.from_numpy(counts).to(device)
-    ids, values = zip(*sampling.logit_bias, strict=True) if sampling.logit_bias else ((), ())
-    return SlotLaw(
-        sampling,
-        in_prompt,
-        generated,
-        torch.tensor(ids, dtype=torch.int64, device=device),
-        torch.tensor(values, dtype=torch.float32, device=device),
-    )
+    def set_rows(self, rows: Sequence[Row], masks: Sequence[np.ndarray]) -> None:
+        """Which rows, and their masks (uint32 [ceil(V / 32)] each): copied where they are not what they were."""
+        fill = len(self.sampled) - len(rows)
+        table = (*((row.slot, row.given, row.own, row.mask) for row in rows), *[self._filler] * fill)
+        if table != self._table:
+            self._copy(self._rows, torch.tensor(table, dtype=torch.int64))
+            self._table = table
+        tops = (*(row.top_logprobs for row in rows), *[-1] * fill)
+        if tops != self._tops:
+            self._copy(self._wanted, torch.tensor(tops, dtype=torch.int32))
+            self._tops = tops
+        if masks:
+            words = np.stack(masks).astype("<u4", copy=False).view(np.int32)
+            self._copy(self._masks[: len(masks)], torch.from_numpy(words))
 
-
-def sample_row(
-    logits: torch.Tensor, law: SlotLaw, position: int, allowed: torch.Tensor | None
-) -> torch.Tensor:
-    """The token for `position` from fp32 [V] as an int64 scalar; -1 where the row is not finite. Counts it.
-
-    `allowed` bool [V].
-    """
-    sampling = law.sampling
-    finite = logits.max().isfinite()
-    shaped = _shaped(logits, law)
-    if allowed is not None:
-        shaped = shaped.masked_fill(~allowed, -torch.inf)
-    best = shaped.max()
-    finite = finite & best.isfinite()
-    if sampling.temperature < GREEDY_BELOW:
-        token = shaped.argmax()
-    else:
-        # Divisors are tensors: torch divides by a number as times its reciprocal, an ulp off.
-        scaled = (shaped - best) / torch.full_like(best, sampling.temperature)
-        scaled = _filtered(shaped, scaled, sampling)
-        token = (scaled + gumbel_noise(sampling, position, len(scaled), scaled.device)).argmax()
-    if law.generated is not None:
-        law.generated[token] += finite.to(torch.int32)
-    return torch.where(finite, token, -1)
-
-
-def unpack_mask(words: np.ndarray, vocabulary: int, device: torch.device) -> torch.Tensor:
-    """uint32 [ceil(V / 32)] -> bool [V]."""
-    bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little", count=vocabulary)
-    return torch.from_numpy(bits.view(np.bool_)).to(device)
-
-
-@dataclass(frozen=True, slots=True)
-class LogprobRows:
-    """Logprobs of some rows, still on the device."""
-
-    chosen: torch.Tensor
-    """fp32 [rows]."""
-    top_ids: torch.Tensor
-    """[rows, top], best first, ties by lowest id."""
-    top: torch.Tensor
-
-    def read(self, token_ids: list[int]) -> tuple[TokenLogprob, ...]:
-        """Waits for them. `token_ids`: of each row."""
-        chosen, ids, top = self.chosen.tolist(), self.top_ids.tolist(), self.top.tolist()
-        return tuple(
-            TokenLogprob(token, value, tuple(zip(row_ids, row_top, strict=True)))
-            for token, value, row_ids, row_top in zip(token_ids, chosen, ids, top, strict=True)
+    def launch(self) -> None:
+        """Sample; moves the slots on."""
+        laws, spare = self._laws, self._spare_slot
+        shape_logits(
+            self._rows,
+            laws,
+            self._masks,
+            self._scores,
+            self._stats,
+            self._best_ids,
+            self._arrived,
+            spare_slot=spare,
+        )
+        draw(
+            self._rows,
+            laws,
+            self._positions,
+            self._scores,
+            self._stats,
+            self._drawn,
+            self._drawn_ids,
+            self._counts,
+            self._weights,
+            self._arrived,
+            self._tile,
+            spare_slot=spare,
+        )
+        settle(
+            self._rows,
+            laws,
+            self._stats,
+            self._best_ids,
+            self._drawn,
+            self._drawn_ids,
+            self.sampled,
+            self._last_tokens,
+            self._positions,
+            spare_slot=spare,
         )
 
+    def launch_logprobs(self) -> None:
+        """Of the tokens just sampled."""
+        own = self._rows[:, shaping.OWN.value]
+        logprobs(own, self.sampled, self._wanted, self._laws.counts.shape[1], self._logprobs)
 
-def logprobs_of(logits: torch.Tensor, tokens: torch.Tensor, top: int) -> LogprobRows:
-    """Log-softmax of fp32 [rows, V] at int64 [rows], and the `top` most probable tokens of each row."""
-    logprobs = logits.log_softmax(-1)
-    chosen = logprobs.gather(1, tokens.clamp_min(0)[:, None])[:, 0]
-    # Ordered by logits: logprobs are rounded again, and different logits may have equal ones.
-    ids = (
-        logits.sort(dim=-1, descending=True, stable=True).indices[:, :top] if top else tokens[:, None][:, :0]
-    )
-    return LogprobRows(chosen, ids, logprobs.gather(1, ids))
-
-
-def _shaped(logits: torch.Tensor, law: SlotLaw) -> torch.Tensor:
-    """Penalties and bias, in the law's order."""
-    sampling, scores = law.sampling, logits
-    if law.in_prompt is not None and law.generated is not None:
-        if sampling.repetition_penalty != 1:
-            penalty = torch.full_like(scores[:1], sampling.repetition_penalty)
-            penalized = torch.where(scores > 0, scores / penalty, scores * penalty)
-            scores = torch.where(law.in_prompt | (law.generated > 0), penalized, scores)
-        counts = law.generated.float()
-        lowered = (scores - counts * sampling.frequency_penalty) - sampling.presence_penalty
-        scores = torch.where(law.generated > 0, lowered, scores)
-    if sampling.logit_bias:
-        scores = scores.index_add(0, law.bias_ids, law.biases)
-    return scores
-
-
-def _filtered(shaped: torch.Tensor, scaled: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """`scaled` with what top-k, top-p and min-p drop set to -inf; `shaped` gives the order."""
-    if sampling.top_k or sampling.top_p < 1:
-        order = shaped.sort(descending=True, stable=True).indices
-        kept = torch.ones_like(order, dtype=torch.bool)
-        if sampling.top_k:
-            kept[sampling.top_k :] = False
-        if sampling.top_p < 1:
-            weights = scaled[order].exp() * kept
-            cumulative = weights.cumsum(-1)
-            # A token stays while what stands before it is short of the share: the best one always does.
-            kept &= cumulative - weights < sampling.top_p * cumulative[-1]
-        scaled = scaled.masked_fill(torch.empty_like(kept).scatter_(0, order, ~kept), -torch.inf)
-    if sampling.min_p > 0:
-        scaled = scaled.masked_fill(scaled < math.log(sampling.min_p), -torch.inf)
-    return scaled
+    def _copy(self, to: torch.Tensor, values: torch.Tensor) -> None:
+        # torch keeps a pinned block until the stream is past the copy that reads it.
+        to.copy_(values.pin_memory() if to.is_cuda else values, non_blocking=True)
