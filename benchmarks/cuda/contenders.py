@@ -91,10 +91,11 @@ class Process:
 
     def _last_words(self) -> str:
         status = self._process.wait()
-        if self._errors.closed:  # by `close`, which ended the process
-            return "closed"
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        try:
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        except ValueError:  # closed by `close`, which ended the process
+            return "it was ended"
         return lines[-1].strip() if lines else f"its process ended with status {status}"
 
 
@@ -122,24 +123,11 @@ def prompts_of(sequences: int, tokens: int, vocabulary: int, seed: int) -> list[
     return [[draw.randrange(4, vocabulary) for _ in range(tokens)] for _ in range(sequences)]
 
 
-def reference_logprobs(folder: Path, prompt: list[int]) -> list[float]:
-    """Of transformers in fp32, whose process is gone again before the others start."""
-    hello = {
-        "folder": str(folder),
-        "contender": "transformers:fp32",
-        "context": 0,
-        "sequences": 1,
-        "device": "cuda:0",
-    }
-    process = Process("fp32", hello, [], 0)
-    try:
-        process.ready.wait()
-        if process.failure is not None:
-            raise ContenderError(process.failure)
-        answer = process.ask({"prompts": [prompt], "new_tokens": 0})
-        return list(answer["logprobs"][0])
-    finally:
-        process.close()
+REFERENCE = "transformers:fp32"
+
+
+def scores_of(process: Process, prompt: list[int]) -> list[float]:
+    return list(process.ask({"prompts": [prompt], "new_tokens": 0})["logprobs"][0])
 
 
 def relative_error(got: list[float], want: list[float]) -> float:
@@ -149,12 +137,7 @@ def relative_error(got: list[float], want: list[float]) -> float:
 
 
 def measure(
-    folder: Path,
-    name: str,
-    batch: int,
-    contenders: list[str],
-    want: list[float] | None,
-    options: argparse.Namespace,
+    folder: Path, name: str, batch: int, contenders: list[str], options: argparse.Namespace
 ) -> tuple[dict[str, Found], dict[str, str], list[float]]:
     """What was found by contender, why others were not measured, and stream reads, bytes/s, one a round."""
     vocabulary, length = SHAPES[name].vocabulary, options.prompt_tokens
@@ -164,29 +147,31 @@ def measure(
         "sequences": batch,
         "device": "cuda:0",
     }
-    processes = [
-        Process(
-            contender,
-            {**hello, "contender": contender},
-            prompts_of(batch, length, vocabulary, 1000),
-            max(9, options.new_tokens // 8) if contender in SLOW else options.new_tokens,
-        )
-        for contender in contenders
-    ]
+    (scored,) = prompts_of(1, length, vocabulary, 7)
+
+    def start(contender: str, new_tokens: int) -> Process:
+        prompts = prompts_of(batch, length, vocabulary, 1000) if new_tokens else []
+        return Process(contender, {**hello, "contender": contender}, prompts, new_tokens)
+
+    want: list[float] | None = None
+    processes: list[Process] = []
     deadline = time.monotonic() + options.warm_seconds
-    failed: dict[str, str] = {}
-    running: list[Process] = []
     try:
-        for process in processes:
-            if not process.ready.wait(max(0.0, deadline - time.monotonic())):
-                failed[process.name] = f"not loaded and warm after {options.warm_seconds} s"
-            elif process.failure is not None:
-                failed[process.name] = process.failure
-            else:
-                running.append(process)
-                continue
-            process.close()
-        found = {process.name: Found(process.facts, batch * (process.new_tokens - 1)) for process in running}
+        if not options.no_error:
+            processes.append(start(REFERENCE, 0))
+            if options.error_first:
+                processes[0].ready.wait()
+                want = scores_of(processes[0], scored)
+                processes.pop().close()
+                deadline = time.monotonic() + options.warm_seconds
+        for contender in contenders:
+            few = max(9, options.new_tokens // 8)
+            processes.append(start(contender, few if contender in SLOW else options.new_tokens))
+        running, failed = wait_for(processes, deadline, options.warm_seconds)
+        if running and running[0].name == REFERENCE:
+            want = scores_of(running[0], scored)
+            running.pop(0).close()
+        found = {each.name: Found(each.facts, batch * (each.new_tokens - 1)) for each in running}
         streams = []
         for number in range(options.rounds):
             prompts = prompts_of(batch, length, vocabulary, number)
@@ -199,12 +184,29 @@ def measure(
             streams.append(stream_bytes_per_second())
             torch.cuda.empty_cache()
         for process in running if want is not None else ():
-            answer = process.ask({"prompts": prompts_of(1, length, vocabulary, 7), "new_tokens": 0})
-            found[process.name].error = relative_error(answer["logprobs"][0], want or [])
+            found[process.name].error = relative_error(scores_of(process, scored), want or [])
         return found, failed, streams
     finally:
         for process in processes:
             process.close()
+
+
+def wait_for(
+    processes: list[Process], deadline: float, seconds: float
+) -> tuple[list[Process], dict[str, str]]:
+    """Those that are loaded and warm, and why the others, which are ended, are not."""
+    running: list[Process] = []
+    failed: dict[str, str] = {}
+    for process in processes:
+        if not process.ready.wait(max(0.0, deadline - time.monotonic())):
+            failed[process.name] = f"not loaded and warm after {seconds} s"
+        elif process.failure is not None:
+            failed[process.name] = process.failure
+        else:
+            running.append(process)
+            continue
+        process.close()
+    return running, failed
 
 
 def table(found: dict[str, Found], batch: int, stream: float) -> list[str]:
@@ -240,6 +242,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warm-seconds", type=float, default=600, help="who is not ready then is left out")
     parser.add_argument("--no-error", action="store_true", help="skip the fp32 model")
+    parser.add_argument("--error-first", action="store_true", help="where the fp32 model fits only alone")
     parser.add_argument("--json", type=Path, help="write everything there too")
     options = parser.parse_args()
     if unknown := set(filter(None, options.peers.split(","))) - set(PEERS):
@@ -255,10 +258,8 @@ def main() -> None:
         folder = options.folder / name
         make_checkpoint(folder, name)
         torch.cuda.empty_cache()
-        prompt = prompts_of(1, options.prompt_tokens, SHAPES[name].vocabulary, 7)[0]
-        want = None if options.no_error else reference_logprobs(folder, prompt)
         for batch in map(int, options.batches.split(",")):
-            found, failed, streams = measure(folder, name, batch, contenders, want, options)
+            found, failed, streams = measure(folder, name, batch, contenders, options)
             stream = statistics.median(streams)
             print(
                 f"\n{name}, batch {batch}, {options.prompt_tokens} + {options.new_tokens} tokens, "

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tiny_models
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 
 @pytest.fixture(scope="session")
 def models() -> ModuleType:
-    """tests/runners_cpu/conftest.py: MODELS, make_tiny, Driver, runner_config."""
-    path = Path(__file__).parents[1] / "runners_cpu" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny_models"] = module
-    spec.loader.exec_module(module)
-    return module
+    """MODELS, make_tiny, Driver, runner_config."""
+    return tiny_models
 
 
 @pytest.fixture(scope="session")

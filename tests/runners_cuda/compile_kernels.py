@@ -1,6 +1,6 @@
 """Compiles what a step and a chunk launch, for one compute capability and without a card; prints shared bytes.
 
-    python compile_kernels.py 90 i8,u4,bf16
+    python compile_kernels.py 90 i8,int4,bf16
 
 A process of its own: here kernels are compiled, in the tests beside it they are interpreted.
 """
@@ -16,14 +16,15 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from octavo.models.spec import Attention, DenseMLP, LayerNorms, LayerSpec, ModelSpec, Norm, Rope
-from octavo.runners.cuda.batch_decode import BatchStep
+from octavo.runners.cuda.batch_decode import step_kind
 from octavo.runners.cuda.chunk import ChunkModel
-from octavo.runners.cuda.decode import Card, DecodeStep
+from octavo.runners.cuda.decode import Card
 from octavo.runners.cuda.decode_attention import Sequences
 from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNorm, Linear, Matrix
 from octavo.runners.cuda.kv_cache import make_cache
 from octavo.runners.cuda.laws import SlotLaws
 from octavo.runners.cuda.layout import Encoding
+from octavo.runners.cuda.low_rank import Adapters
 from octavo.runners.cuda.pick import best_of_rows
 from octavo.runners.cuda.sampling import SampleStep
 
@@ -32,7 +33,7 @@ CPU = torch.device("cpu")
 ENCODINGS = {
     "i8": Encoding("i8", 64, "f16"),
     "u4": Encoding("u4", 32, "f16"),
-    "int4": Encoding("u4", 32, "u8*f16"),
+    "int4": Encoding("u4", 32, "f9z7"),
     "i4": Encoding("i4", 128, "f16"),
     "nf4": Encoding("nf4", 64, "f32"),
     "iq4": Encoding("iq4", 32, "i8*f16"),
@@ -71,7 +72,7 @@ def model_of(encoding: Encoding, *, chain: bool) -> DeviceModel:
         words = torch.zeros(rows * encoding.code_bytes(columns) // 4, dtype=torch.int32)
         codes = words.view(torch.bfloat16) if encoding.codec == "bf16" else words
         scales = torch.zeros(rows * encoding.scale_bytes(columns), dtype=torch.uint8)
-        kinds = {"f16": torch.float16, "f32": torch.float32, "i8*f16": torch.int8}
+        kinds = {"f16": torch.float16, "f32": torch.float32, "i8*f16": torch.int8, "f9z7": torch.int16}
         scales = scales.view(kinds.get(encoding.scales, torch.uint8))
         return Matrix(encoding, rows, columns, codes, scales, torch.zeros(rows), torch.zeros(16))
 
@@ -81,7 +82,7 @@ def model_of(encoding: Encoding, *, chain: bool) -> DeviceModel:
     device_layer = DeviceLayer(
         spec=layer,
         qkv=Linear((matrix((HEADS + 2 * KV_HEADS) * DIM, HIDDEN),)),
-        o=Linear((matrix(HIDDEN, HEADS * DIM),)),
+        o=Linear((matrix(HIDDEN, HEADS * DIM),), (("o", HIDDEN),), HEADS * DIM),
         gate_up=Linear((matrix(2 * FED, HIDDEN),)),
         down=Linear((matrix(HIDDEN, FED),)),
         pre_mixer=norm(),
@@ -103,16 +104,22 @@ def launch_all(encoding: Encoding, capability: int, *, chain: bool) -> None:
     card = Card("any", 80, capability >= 90, 40 << 20)
     slots = torch.zeros(129, dtype=torch.int32)
     laws = SlotLaws.empty(128, VOCABULARY, CPU)
-    for count in (1, 2, 128):
+    adapters = Adapters(model, 129, CPU)
+    for count in (1,) if chain else (1, 2, 128):
         sequences = Sequences(slots[:count], slots, (torch.zeros((129, 256), dtype=torch.int32),), 128)
-        step = (DecodeStep if count == 1 else BatchStep)(
+        step = step_kind(count)(
             model, caches, sequences, slots, context_tokens=8192, compute_dtype=torch.bfloat16, card=card
         )
         step.forward()
         step.pick()
+        if chain:
+            return
         law = SampleStep(laws, slots, slots.clone(), count, multiprocessors=card.multiprocessors)
         law.launch()
         law.launch_logprobs()
+    linear = model.layers[0].o
+    for x in (torch.zeros((1, linear.columns)).half(), step._input_of(linear)):
+        adapters.add_rows(linear, x, torch.zeros((1, linear.rows)), slots)
     chunks = ChunkModel(model, caches, torch.bfloat16)
     for tokens in (80, 8):
         chunks.forward(torch.zeros(tokens, dtype=torch.int32), 0, (slots,))

@@ -33,13 +33,15 @@ KERNELS = {
     "dequantize_kernel",
     "rotate_kernel",
     "prefill_attention_kernel",
+    "shrink_kernel",
+    "expand_kernel",
 }
 
 
 @pytest.mark.parametrize("capability", SHARED_BYTES)
 def test_kernels_compile_and_fit(capability: int) -> None:
     script = Path(__file__).with_name("compile_kernels.py")
-    codecs = "i8,u4,bf16" if capability == 80 else "i8"  # half a minute saved: they share their tiles
+    codecs = "i8,int4,nf4,bf16" if capability == 80 else "i8"  # half a minute saved: they share their tiles
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, script, str(capability), codecs],

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from octavo.models.spec import DenseMLP
-from octavo.quant.affine import INT4, INT8, LLM_INT8, Q2_K, Q3_K, Q4_0, Q4_1, Q5_1, Q6_K, Q8_0, Affine
+from octavo.quant.affine import INT4, INT8, LLM_INT8, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_1, Q6_K, Q8_0, Affine
 from octavo.quant.codebook import IQ4_NL, IQ4_XS, NF4, Codebook
 from octavo.quant.format import Format
 from octavo.quant.plain import Plain
@@ -27,7 +27,7 @@ from octavo.runners.cuda.tiles import Tile
 GPTQ = Affine("gptq-4-g128", 4, 128, "integer", "f16", "step", None)
 FORMATS: tuple[Format, ...] = (
     *(INT8, LLM_INT8, Q8_0, Q5_1, Q6_K),
-    *(INT4, Q2_K, Q3_K, Q4_1, Q4_0, GPTQ),
+    *(INT4, Q2_K, Q3_K, Q4_K, Q4_1, Q4_0, GPTQ),
     *(
         Affine("w4-g64", 4, 64, "minimum", "f16", "step", None),
         Affine("w4", 4, None, "none", "f32", "step", None),

@@ -21,6 +21,7 @@ from octavo.runners.cuda.embedding import embed
 from octavo.runners.cuda.feed_forward import feed_forward
 from octavo.runners.cuda.fixed_point import Planes
 from octavo.runners.cuda.kv_cache import LayerCache
+from octavo.runners.cuda.low_rank import Adapters
 from octavo.runners.cuda.norm import join_residual
 from octavo.runners.cuda.pick import PIECE_TOKENS, best_of_rows, pick
 from octavo.runners.cuda.planes_linear import PlanesTile, RowLogits, planes_linear
@@ -49,8 +50,11 @@ class BatchStep:
         context_tokens: int,
         compute_dtype: torch.dtype,
         card: Card,
+        adapters: Adapters | None = None,
     ) -> None:
+        """`adapters`: rows may have one."""
         self._model = model
+        self._adapters = adapters
         self._caches = caches
         self._sequences = sequences
         self._last_tokens = last_tokens
@@ -82,7 +86,8 @@ class BatchStep:
         self._parts = self._buffer(splits * max(m.heads * m.head_dim for m in mixers))
         self._sums = self._buffer(splits * max(m.heads for m in mixers))
         head = self._plans[id(model.head)].tile
-        piece = head.rows if isinstance(head, PlanesTile) else PIECE_TOKENS
+        self._best_in_passing = isinstance(head, PlanesTile) and adapters is None
+        piece = head.rows if isinstance(head, PlanesTile) and self._best_in_passing else PIECE_TOKENS
         self._pieces = -(-spec.vocab_size // piece)
         self._best = self._buffer(self._pieces)
         self._best_ids = self._buffer(self._pieces, torch.int32)
@@ -120,8 +125,7 @@ class BatchStep:
 
     def pick(self) -> None:
         """Launch greedy sampling of the logits; moves the slots on."""
-        in_passing = isinstance(self._plans[id(self._model.head)].tile, PlanesTile)
-        if not in_passing:
+        if not self._best_in_passing:
             best_of_rows(self.logits, self._best, self._best_ids)
         pick(
             self._best,
@@ -130,7 +134,7 @@ class BatchStep:
             self._sequences,
             self.sampled,
             self._last_tokens,
-            pdl=self._card.pdl and in_passing,
+            pdl=self._card.pdl and self._best_in_passing,
         )
 
     def _attend(self, index: int, layer: DeviceLayer) -> torch.Tensor:
@@ -159,7 +163,10 @@ class BatchStep:
         spec, pdl = self._model.spec, self._card.pdl
         (head,) = self._model.head.parts
         tile = self._plans[id(self._model.head)].tile
-        if isinstance(tile, PlanesTile):
+        if self._adapters is not None:
+            self._linear(self._model.head, self.logits)
+            finish_logits(self.logits, spec)
+        elif isinstance(tile, PlanesTile):
             assert isinstance(x, Planes)
             logits = RowLogits(spec.logits_multiplier, spec.final_softcap, self._best, self._best_ids)
             planes_linear(head, x, self.logits[None], tile, pdl=pdl, descriptors=pdl, logits=logits)
@@ -184,6 +191,8 @@ class BatchStep:
                 assert isinstance(tile, RowsTile)
                 rows_linear(part, x, into, tile)
             first += part.rows
+        if self._adapters is not None:
+            self._adapters.add_rows(linear, x, out[0], self._sequences.slots)
         return out
 
     def _plan(self, linear: Linear, *, splitting: bool) -> _Plan:

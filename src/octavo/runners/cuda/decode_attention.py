@@ -50,10 +50,10 @@ def visible(position, CT: tl.constexpr, WINDOW: tl.constexpr):
     return low, low // CT, position // CT - low // CT + 1
 
 
-@triton.jit(do_not_specialize=["lines_a", "lines_b", "segment_lines", "segment_bytes", "table_stride"])
+@triton.jit(do_not_specialize=["lines_a", "lines_b", "table_stride"])
 def decode_attention_kernel(
     qkv, keys, values, tables, slots, positions, cosines, sines, q_gain, k_gain, parts, sums,
-    prefetch_a, lines_a, prefetch_b, lines_b, segment_lines, segment_bytes, table_stride, qk_eps, scale, softcap,
+    prefetch_a, lines_a, prefetch_b, lines_b, table_stride, qk_eps, scale, softcap,
     B: tl.constexpr, H: tl.constexpr, KH: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr,
     HALF: tl.constexpr, NORM: tl.constexpr, Q_P2: tl.constexpr, K_P2: tl.constexpr, WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr, CT: tl.constexpr, S: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr,
@@ -64,9 +64,7 @@ def decode_attention_kernel(
     if cta >= B * KH * S:
         line = (cta - B * KH * S) * LINES + tl.arange(0, LINES)
         a = prefetch_a.to(tl.int64) + tl.minimum(line, lines_a - 1).to(tl.int64) * 128
-        of_b = tl.maximum(tl.minimum(line - lines_a, lines_b - 1), 0)
-        segment = (of_b // segment_lines).to(tl.int64) * segment_bytes
-        b = prefetch_b.to(tl.int64) + segment + of_b % segment_lines * 128
+        b = prefetch_b.to(tl.int64) + tl.minimum(line - lines_a, lines_b - 1).to(tl.int64) * 128
         prefetch_l2(tl.where(line < lines_a, a, b))
         wait_for_inputs(PDL)
     else:
@@ -200,18 +198,10 @@ class Prefetch:
     first: torch.Tensor
     second: torch.Tensor
     most_second_bytes: int
-    second_segments: int = 1
-    """Of the second only the beginning of each of so many equal parts: what its CTAs begin with."""
 
     @property
     def lines(self) -> tuple[int, int]:
-        return self.first.nbytes // 128, self.segment[0] * self.second_segments
-
-    @property
-    def segment(self) -> tuple[int, int]:
-        """Lines that are fetched of a part of the second, and its bytes."""
-        lines = min(self.second.nbytes, self.most_second_bytes) // 128 // self.second_segments
-        return max(1, lines), self.second.nbytes // self.second_segments // 128 * 128
+        return self.first.nbytes // 128, min(self.second.nbytes, self.most_second_bytes) // 128
 
 
 _PREFETCH_LINES = 512
@@ -267,7 +257,6 @@ def decode_attention(
         lines_a,
         unused if prefetch is None else prefetch.second,
         lines_b,
-        *((1, 0) if prefetch is None else prefetch.segment),
         table.shape[1],
         0.0 if layer.q_norm is None else layer.q_norm.eps,
         mixer.scale,

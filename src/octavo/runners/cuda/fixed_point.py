@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.runners.cuda.ptx import permute_bytes
+
 LARGEST = 32512.0
 """Largest magnitude: 127 * 256, so that the high byte never overflows."""
 
@@ -38,12 +40,12 @@ def high_byte(q):
 @triton.jit
 def pack_bytes(q0, q1, q2, q3):
     """Four of `quantize`'s integers -> words of their high and of their low bytes, q0 lowest."""
-    low = (q0 & 255) | ((q1 & 255) << 8) | ((q2 & 255) << 16) | (q3 << 24)
+    low = permute_bytes(permute_bytes(q0, q1, 0x0040), permute_bytes(q2, q3, 0x0040), 0x5410)
     q0 += 128
     q1 += 128
     q2 += 128
     q3 += 128
-    high = ((q0 >> 8) & 255) | (q1 & 0xFF00) | ((q2 & 0xFF00) << 8) | ((q3 & 0xFF00) << 16)
+    high = permute_bytes(permute_bytes(q0, q1, 0x0051), permute_bytes(q2, q3, 0x0051), 0x5410)
     return high, low
 
 

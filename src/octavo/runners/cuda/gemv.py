@@ -32,7 +32,6 @@ from octavo.runners.cuda.ptx import (
     dp4a,
     opaque,
     permute_bytes,
-    prefetch_l2,
     release_dependents,
     wait_for_inputs,
 )
@@ -342,26 +341,9 @@ def _product(
     return result
 
 
-@triton.jit
-def _fetch_first_blocks(codes, last_line, ctas, blocks, block_bytes, half_bytes, cta, own_ctas):
-    """The codes that the next gemv's CTAs begin with into the L2 cache: this kernel's last CTAs, its successor's wait
-    and its input leave the memory idle."""
-    line = tl.maximum(tl.minimum(tl.arange(0, 256) * 128, block_bytes - 128), 0).to(tl.int64)
-    for target in tl.range(cta, ctas, own_ctas):
-        place = (target * blocks // ctas).to(tl.int64) * block_bytes + line
-        place = codes.to(tl.int64) + tl.minimum(place, last_line)
-        prefetch_l2(place)
-        if half_bytes > 0:
-            prefetch_l2(place + half_bytes)
-
-
-_SIZES = ["N", "blocks", "ahead_line", "ahead_ctas", "ahead_blocks", "ahead_block_bytes", "ahead_half_bytes"]
-
-
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=["N", "blocks"])
 def gemv_kernel(
-    x, x_low, x_scales, codes, scales, bias, out, best, best_ids, ahead, N, blocks, multiplier, softcap, eps,
-    ahead_line, ahead_ctas, ahead_blocks, ahead_block_bytes, ahead_half_bytes, AHEAD: tl.constexpr,
+    x, x_low, x_scales, codes, scales, bias, out, best, best_ids, N, blocks, multiplier, softcap, eps,
     K: tl.constexpr, C: tl.constexpr, L: tl.constexpr, BN: tl.constexpr, CODEC: tl.constexpr,
     GROUP: tl.constexpr, TABLE: tl.constexpr, UNIT: tl.constexpr, INPUT: tl.constexpr, EPILOGUE: tl.constexpr,
     ACTIVATION: tl.constexpr, BIAS: tl.constexpr, SOFTCAP: tl.constexpr, SHUFFLED: tl.constexpr,
@@ -451,10 +433,6 @@ def gemv_kernel(
             tl.store(out + rows, result, mask=inside)
         tiles = next_tiles
         raw = next_raw
-    if AHEAD:
-        _fetch_first_blocks(
-            ahead, ahead_line, ahead_ctas, ahead_blocks, ahead_block_bytes, ahead_half_bytes, cta, ctas
-        )
     if EPILOGUE == "logits":
         most = tl.max(top, 0)
         tl.store(best + cta, most)
@@ -498,39 +476,11 @@ class Add:
 Epilogue = Literal["store", "gate", "activate"] | Add | Logits
 
 
-@dataclass(frozen=True, slots=True)
-class Ahead:
-    """The next gemv, of which the first blocks are fetched."""
-
-    codes: torch.Tensor
-    ctas: int
-    blocks: int
-    block_bytes: int
-    """Of consecutive rows."""
-    half_bytes: int
-    """From a gate's rows to their partners, else 0."""
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int, int]:
-        """As the kernel takes them; first where the last bytes begin that may be fetched, beside their partners."""
-        last_line = max(0, self.codes.nbytes - self.half_bytes - 128)
-        return last_line, self.ctas, self.blocks, self.block_bytes, self.half_bytes
-
-
 def grid_of(matrix: Matrix, tile: Tile, epilogue: Epilogue, multiprocessors: int) -> tuple[int, int]:
     """(CTAs, blocks of rows)."""
     pairs = epilogue == "gate"
     blocks = -(-(matrix.rows // 2) // (tile.rows // 2)) if pairs else -(-matrix.rows // tile.rows)
     return min(blocks, tile.ctas_per_multiprocessor * multiprocessors), blocks
-
-
-def ahead_of(matrix: Matrix, tile: Tile, epilogue: Epilogue, multiprocessors: int) -> Ahead:
-    """What the gemv before such a one fetches."""
-    ctas, blocks = grid_of(matrix, tile, epilogue, multiprocessors)
-    pairs = epilogue == "gate"
-    row_bytes = matrix.codes.nbytes // matrix.rows
-    block_bytes = tile.rows * row_bytes // (2 if pairs else 1)
-    return Ahead(matrix.codes, ctas, blocks, block_bytes, matrix.codes.nbytes // 2 if pairs else 0)
 
 
 def gemv(
@@ -544,7 +494,6 @@ def gemv(
     epilogue: Epilogue = "store",
     activation: str = "silu",
     shuffled: bool = False,
-    ahead: Ahead | None = None,
 ) -> None:
     """Launch it. `out` fp32 [N] ([N / 2] of a gate), contiguous; `shuffled` where the next linear is to quantize it."""
     ctas, blocks = grid_of(matrix, tile, epilogue, multiprocessors)
@@ -563,14 +512,11 @@ def gemv(
         out,
         logits.best if logits is not None else unused,
         logits.best_ids if logits is not None else unused,
-        codes if ahead is None else ahead.codes,
         matrix.rows,
         blocks,
         epilogue.multiplier if isinstance(epilogue, Add | Logits) else 1.0,
         (logits.softcap or 1.0) if logits is not None else 1.0,
         x.eps,
-        *((0, 0, 0, 0, 0) if ahead is None else ahead.sizes),
-        AHEAD=ahead is not None,
         K=x.norm_width,
         C=matrix.columns,
         L=tile.lanes,

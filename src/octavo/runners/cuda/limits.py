@@ -18,13 +18,14 @@ TARGET_ROWS = 64
 LARGEST_BATCH = 128
 """Decoding sequences in one graph."""
 
-LIBRARY_BYTES = 136 << 20
-"""What loaded kernels and the libraries' own workspaces take of the card beside every tensor (measured, CUDA 13.0)."""
 PARTIAL_SUMS = 8
 """Most shares that the columns of a decode batch's product are split into."""
 
 _SPLIT_ROWS = 32768
 """Output rows, times shares, up to which they are split: beyond, a card has CTAs enough."""
+
+LIBRARY_BYTES = 136 << 20
+"""What loaded kernels and the libraries' own workspaces take of the card beside every tensor (measured, CUDA 13.0)."""
 
 PROCESS_BYTES = 448 << 20
 """Host memory of a process with torch, its CUDA libraries and no model: as the reference runner's."""

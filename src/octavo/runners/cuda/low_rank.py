@@ -20,6 +20,7 @@ import triton.language as tl
 from octavo.errors import IncompatibleModelError
 from octavo.runners.base import Adapter
 from octavo.runners.cuda.device_model import DeviceModel, Linear
+from octavo.runners.cuda.fixed_point import Planes
 
 Addends = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 """Parameter name -> (a fp32 [R, K], b fp32 [N, R])."""
@@ -33,11 +34,11 @@ _NONE = -1
 
 @triton.jit
 def shrink_kernel(
-    x, slots, adapters, ranks, a_places, inner, stride,
-    K: tl.constexpr, P: tl.constexpr, MOST: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
-    MOST_R: tl.constexpr,
+    x, x_scales, slots, adapters, ranks, a_places, inner, stride,
+    K: tl.constexpr, C: tl.constexpr, XB: tl.constexpr, P: tl.constexpr, MOST: tl.constexpr,
+    BR: tl.constexpr, BK: tl.constexpr, MOST_R: tl.constexpr,
 ):  # fmt: skip
-    """inner [B, P, MOST_R] = x a^T. Grid: (B, P, MOST_R / BR); `stride` of rows of x."""
+    """inner [B, P, MOST_R] = x a^T. Grid: (B, P, MOST_R / BR); `stride` of rows of x. XB 0: x is no planes."""
     row = tl.program_id(0)
     part = tl.program_id(1)
     rank = tl.program_id(2) * BR + tl.arange(0, BR)
@@ -50,7 +51,14 @@ def shrink_kernel(
             total = tl.zeros((BR,), tl.float32)
             for first in tl.range(0, K, BK):
                 column = first + tl.arange(0, BK)
-                value = tl.load(x + row * stride + column, mask=column < K, other=0.0).to(tl.float32)
+                mask = column < K
+                value = tl.load(x + row * stride + column, mask=mask, other=0).to(tl.float32)
+                if XB > 0:
+                    low = tl.load(x + row * stride + C + column, mask=mask, other=0).to(tl.float32)
+                    scale = tl.load(
+                        x_scales + row * ((C + XB - 1) // XB) + column // XB, mask=mask, other=0.0
+                    )
+                    value = (value * 256.0 + low) * scale
                 inside = (rank[:, None] < most) & (column[None, :] < K)
                 weight = tl.load(a + rank[:, None] * K + column[None, :], mask=inside, other=0.0)
                 total += tl.sum(weight * value[None, :], 1)
@@ -146,22 +154,29 @@ class Adapters:
     def nbytes(self) -> int:
         return sum(a.nbytes + b.nbytes for addends in self._addends.values() for a, b in addends.values())
 
-    def add_rows(self, linear: Linear, x: torch.Tensor, out: torch.Tensor, slots: torch.Tensor) -> None:
-        """Launch the addends of a decode step's rows: x [B, C], `out` [B, N], `slots` int32 [B]."""
+    def add_rows(
+        self, linear: Linear, x: Planes | torch.Tensor, out: torch.Tensor, slots: torch.Tensor
+    ) -> None:
+        """Launch the addends of a decode step's rows: x [B, C] or in fixed point, `out` [B, N], `slots`
+        int32 [B]."""
         if not linear.members:
             return
         places = self._places[linear.members]
-        rows, parts = x.shape[0], len(places.names)
-        inner = torch.empty((rows, parts, MOST_RANK), device=x.device)
+        values = x.pairs if isinstance(x, Planes) else x
+        rows, parts = values.shape[0], len(places.names)
+        inner = torch.empty((rows, parts, MOST_RANK), device=values.device)
         shrink_kernel[(rows, parts, MOST_RANK // _RANKS)](
-            x,
+            values,
+            x.scales if isinstance(x, Planes) else values,
             slots,
             self._of_slot,
             places.ranks,
             places.a,
             inner,
-            x.stride(0),
+            values.stride(0),
             K=linear.input_columns,
+            C=values.shape[-1],
+            XB=x.block_width if isinstance(x, Planes) else 0,
             P=parts,
             MOST=MOST_ADAPTERS,
             BR=_RANKS,

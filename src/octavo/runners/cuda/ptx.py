@@ -44,7 +44,7 @@ def permute_bytes(a, b, selector):
 
 @triton.jit
 def permute_bytes_twin(a, b, selector):
-    result = selector * 0
+    result = a * 0 + b * 0 + selector * 0
     for byte in tl.static_range(4):
         chosen = (selector >> (4 * byte)) & 7
         word = tl.where(chosen < 4, a, b)

@@ -160,26 +160,21 @@ class CudaRunner:
         return self._sample_steps[count]
 
     def _make_decode_step(self, key: _StepKey) -> Step:
+        """One row without an adapter has kernels of its own."""
         slots = torch.full((key.count,), self._spare_slot, dtype=torch.int32, device=self._device)
         assert self._model is not None
-        sequences = Sequences(slots, self._positions, self._tables, self._spare_slot)
-        dtype = getattr(torch, self._config.compute_dtype)
-        if key.count > 1 and not key.adapted:
-            return BatchStep(
-                self._model,
-                self._caches,
-                sequences,
-                self._last_tokens,
-                context_tokens=self._config.context_tokens,
-                compute_dtype=dtype,
-                card=self._card,
-            )
-        return DecodeStep(
+        given = (
             self._model,
             self._caches,
-            sequences,
+            Sequences(slots, self._positions, self._tables, self._spare_slot),
             self._last_tokens,
-            context_tokens=self._config.context_tokens,
+        )
+        context, dtype = self._config.context_tokens, getattr(torch, self._config.compute_dtype)
+        if key.count == 1 and not key.adapted:
+            return DecodeStep(*given, context_tokens=context, compute_dtype=dtype, card=self._card)
+        return BatchStep(
+            *given,
+            context_tokens=context,
             compute_dtype=dtype,
             card=self._card,
             adapters=self._adapters if key.adapted else None,
