@@ -20,7 +20,7 @@ from octavo.runners.cuda.feed_forward import feed_forward
 from octavo.runners.cuda.gemv import Logits, Vector, gemv, reference, shuffle
 from octavo.runners.cuda.planes_linear import Gate, PlanesTile, RowLogits, planes_linear
 from octavo.runners.cuda.planes_linear import reference as planes_reference
-from octavo.runners.cuda.rows_linear import rows_linear
+from octavo.runners.cuda.rows_linear import RowsTile, rows_linear
 from octavo.runners.cuda.tiles import Tile
 
 FORMATS: tuple[Format, ...] = (INT8, LLM_INT8, Q8_0, Q4_1, Plain("f32"), Plain("f16"), Plain("bf16"))
@@ -138,6 +138,9 @@ def test_rows_and_dequantized_products(format: Format, pack: Callable[..., Any],
     rows_linear(matrix, x, out[:, 1:-1])
     close(out[:, 1:-1], x.float() @ values.T + matrix.bias, 2e-3)
     assert bool(out[:, [0, -1]].isnan().all())
+    parts = torch.full((2, 3, rows), torch.nan, device=values.device)
+    rows_linear(matrix, x, parts, RowsTile(16, 2, 2, 2))
+    close(parts.sum(0), x.float() @ values.T + matrix.bias, 2e-3)
 
 
 @pytest.mark.parametrize("format", [INT8, LLM_INT8, Q8_0], ids=lambda chosen: chosen.name)
