@@ -2,8 +2,9 @@
 
 `look_kernel` takes the largest of each piece of a row one after the other, `rank_kernel` those of all pieces; ties
 go to the lowest id, so the order is the law's. Rows lie anywhere, by address.
-Contract: addresses int64 [R, stride], tokens int32 [R], wanted int32 [R] (-1: nothing of this row) ->
-chosen fp32 [R], top fp32 and top_ids int32 [R, MOST_TOP], of which `wanted` are written.
+Contract: addresses int64 [R, stride], tokens int32 [R], wanted int32 [R] (-1: nothing of this row) -> `found`: one
+piece, so that one copy reads it, of fp32 chosen [R], top [R, MOST_TOP] and the bits of their ids [R, MOST_TOP], of
+which `wanted` are written.
 Shape letters: R rows, V vocabulary.
 """
 
@@ -63,7 +64,7 @@ def look_kernel(
 
 @triton.jit(do_not_specialize=["stride"])
 def rank_kernel(
-    addresses, tokens, wanted, sums, piece_top, piece_ids, chosen, top_values, top_ids, stride,
+    addresses, tokens, wanted, sums, piece_top, piece_ids, found, stride,
     PIECES: tl.constexpr, PIECES_P2: tl.constexpr, TOP: tl.constexpr, TOP_P2: tl.constexpr,
 ):  # fmt: skip
     """Grid: R."""
@@ -78,22 +79,24 @@ def rank_kernel(
         log_total = most + tl.log(tl.sum(total * tl.exp(largest - most), 0))
         logits = tl.load(addresses + row.to(tl.int64) * stride).to(tl.pointer_type(tl.float32))
         token = tl.maximum(tl.load(tokens + row), 0)
-        tl.store(chosen + row, tl.load(logits + token) - log_total)
+        tl.store(found + row, tl.load(logits + token) - log_total)
         index = tl.arange(0, PIECES_P2 * TOP_P2)
         rank = index % TOP_P2
         place = (row * PIECES + index // TOP_P2) * TOP + rank
         valid = (index // TOP_P2 < PIECES) & (rank < top)
         value = tl.load(piece_top + place, mask=valid, other=float("-inf"))
         ids = tl.load(piece_ids + place, mask=valid, other=_NONE)
+        rows = tl.num_programs(0)
+        tops = found + rows + row * TOP
         for number in range(top):
             best_value, best, value, ids = take_best(value, ids)
-            tl.store(top_values + row * TOP + number, best_value - log_total)
-            tl.store(top_ids + row * TOP + number, best)
+            tl.store(tops + number, best_value - log_total)
+            tl.store(tops + rows * TOP + number, best.to(tl.float32, bitcast=True))
 
 
 @dataclass(frozen=True, slots=True)
 class LogprobBuffers:
-    """Workspace of R rows, and their results in one piece: `chosen`, `top` and the bits of `top_ids`."""
+    """Workspace of R rows, and their results."""
 
     sums: torch.Tensor
     piece_top: torch.Tensor
@@ -146,8 +149,6 @@ def logprobs(
         buffers.piece_top,
         buffers.piece_ids,
         buffers.found,
-        buffers.found[rows:],
-        buffers.found[rows * (1 + MOST_TOP) :].view(torch.int32),
         addresses.stride(0),
         PIECES=pieces,
         PIECES_P2=triton.next_power_of_2(pieces),

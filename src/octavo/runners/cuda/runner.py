@@ -40,7 +40,7 @@ from octavo.runners.cuda.graphs import Graphs
 from octavo.runners.cuda.kv_cache import LayerCache, make_cache
 from octavo.runners.cuda.laws import SlotLaws, is_plain_greedy
 from octavo.runners.cuda.limits import TARGET_ROWS, batch_buckets
-from octavo.runners.cuda.logprobs import LogprobBuffers, logprobs, read_logprobs
+from octavo.runners.cuda.logprobs import MOST_TOP, LogprobBuffers, logprobs, read_logprobs
 from octavo.runners.cuda.low_rank import Adapters
 from octavo.runners.cuda.pending import Pending
 from octavo.runners.cuda.sampling import Row, SampleStep
@@ -186,6 +186,7 @@ class CudaRunner:
                 "decode, one sequence": "dp4a on 16-bit fixed-point activations",
                 "decode, batches": f"tensor cores in {self._config.compute_dtype}",
                 "prefill": f"dequantized blocks, {self._config.compute_dtype} products of the library",
+                "sampling": "all rows in one graph, cuts by narrowing a bracket",
             },
             batch_invariant=False,
             chunk_invariant=False,
@@ -194,6 +195,7 @@ class CudaRunner:
     def open_slot(self, slot: int, state: SlotState) -> None:
         assert 0 <= slot < self._config.max_slots, f"slot {slot} is out of range"
         assert slot not in self._slots, f"slot {slot} is taken"
+        assert (state.sampling.logprobs or 0) <= MOST_TOP, f"more than {MOST_TOP} alternatives"
         with self._on_device():
             if self._adapters is not None:
                 self._adapters.bind(slot, state.adapter)
@@ -396,6 +398,7 @@ class CudaRunner:
 
     def _target_rows(self, model: ChunkModel, hidden: torch.Tensor, chunk: Chunk) -> list[_TargetRows]:
         assert chunk.targets is not None
+        assert chunk.top_logprobs <= MOST_TOP, f"more than {MOST_TOP} alternatives"
         vocabulary = self._spec.vocab_size
         found = []
         for first in range(0, chunk.tokens, TARGET_ROWS):
