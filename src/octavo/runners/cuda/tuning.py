@@ -115,7 +115,7 @@ class _StepTimer:
         graphs = Graphs(capturing=True)
         graphs.run("step", step.forward)
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        taken = []
+        taken: list[float] = []
         for _ in range(_ROUNDS + 1):  # the first one captures
             self._positions.fill_(_PAGES * KV_PAGE_TOKENS // 2)
             begin.record()
