@@ -1,13 +1,15 @@
 """What quantizing costs: KL divergence and top-1 agreement to full precision on a text every CPython ships.
 
-    python benchmarks/quality.py [MODEL] [--tokens 4096] [--rescale SEED] [--formats int8,int4] [--ggml LIB] [--json]
+    python benchmarks/quality.py [MODEL] [--tokens 4096] [--rescale SEED [--inside]] [--formats int8,int4]
+                                 [--ggml LIB] [--json]
 
 Full precision is the checkpoint's own numbers in fp32; for a GGUF that is the dequantized file. Every format
 runs in the reference runner's model in fp32, so what is measured is the weights alone. --rescale multiplies each
 norm before attention and MLP by factors between 0.7 and 1.4, and divides the columns it feeds by them: the same
-function, on no grid that an earlier quantization left. --ggml names llama.cpp's libggml-base, whose own quantizer
-then makes q4_k, q4_1 and q4_0 of the layers' matrices, flattened where rows are no multiple of its blocks;
-embedding and head are int8 beside them, as beside int4 and nf4.
+function, on no grid that an earlier quantization left. --inside does the same to rows of v and up and the columns
+of o and down that these feed: without it the weights of o and down stay on an earlier grid. --ggml names llama.cpp's
+libggml-base, whose own quantizer then makes q4_k, q4_1 and q4_0 of the layers' matrices, flattened where rows are no
+multiple of its blocks; embedding and head are int8 beside them, as beside int4 and nf4.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from octavo.evaluate.divergence import Divergence, divergences
 from octavo.evaluate.logits import SegmentLogits
 from octavo.models import build_model
 from octavo.models.parameters import Parameter
-from octavo.models.spec import ModelSpec
+from octavo.models.spec import Attention, DenseMLP, ModelSpec
 from octavo.packing import pack_parameter
 from octavo.quant.affine import INT8
 from octavo.quant.checkpoint import open_quantized
@@ -122,9 +124,14 @@ def segments(source: ModelSource, tokens: int) -> list[list[int]]:
     return [ids[i : i + SEGMENT_TOKENS] for i in range(0, len(ids), SEGMENT_TOKENS)]
 
 
-def rescaled(model: Model, seed: int) -> Model:
-    """The same function by other weights: factors log-uniform in 0.7..1.4 from norms to the columns they feed."""
+def rescaled(model: Model, seed: int, inside: bool = False) -> Model:
+    """The same function by other weights: factors log-uniform in 0.7..1.4 from norms to the columns they feed, and
+    `inside` from rows of v and up to the columns of o and down."""
     random = np.random.default_rng(seed)
+
+    def factors(size: int) -> np.ndarray:
+        return np.exp(random.uniform(np.log(0.7), np.log(1.4), size)).astype(np.float32)
+
     values = {
         p.name: pack_parameter(p, model.tensors, Plain("f32"))["values"].copy() for p in model.parameters
     }
@@ -134,11 +141,25 @@ def rescaled(model: Model, seed: int) -> Model:
             gain = values.get(f"layers.{index}.{norm}")
             if gain is None or spec.bias:
                 continue
-            factors = np.exp(random.uniform(np.log(0.7), np.log(1.4), gain.shape)).astype(np.float32)
-            gain[...] = (gain + spec.offset) * factors - spec.offset
+            by = factors(len(gain))
+            gain[...] = (gain + spec.offset) * by - spec.offset
             for name in fed:
                 if f"layers.{index}.{name}" in values:
-                    values[f"layers.{index}.{name}"] /= factors
+                    values[f"layers.{index}.{name}"] /= by
+        if inside:
+            mixer, ffn = layer.mixer, layer.ffn
+            assert isinstance(mixer, Attention), "--inside rescales nothing else"
+            assert isinstance(ffn, DenseMLP), "--inside rescales no experts"
+            assert not mixer.qkv_bias, "--inside rescales no biases"
+            assert ffn.gated, "--inside rescales gated MLPs"
+            assert not ffn.bias, "--inside rescales no biases"
+            by = factors(mixer.kv_heads * mixer.head_dim)
+            values[f"layers.{index}.mixer.v.weight"] *= by[:, None]
+            heads = by.reshape(mixer.kv_heads, 1, -1).repeat(mixer.heads // mixer.kv_heads, axis=1)
+            values[f"layers.{index}.mixer.o.weight"] /= heads.reshape(-1)
+            by = factors(ffn.hidden_size)
+            values[f"layers.{index}.ffn.up.weight"] *= by[:, None]
+            values[f"layers.{index}.ffn.down.weight"] /= by
     parameters = [Parameter(p.name, p.shape, p.role, p.name) for p in model.parameters]
     return Model(model.spec, parameters, {name: InMemory(name, array) for name, array in values.items()})
 
@@ -175,6 +196,7 @@ def measure(
     tokens: int,
     formats: Sequence[str] = FORMATS,
     seed: int | None = None,
+    inside: bool = False,
     library: str | None = None,
 ) -> dict[str, Measured]:
     """Format -> what it costs; one format's weights are in memory at a time."""
@@ -182,7 +204,7 @@ def measure(
     spec, parameters = build_model(source.config, source.naming)
     model = Model(spec, parameters, source.tensors)
     if seed is not None:
-        model = rescaled(model, seed)
+        model = rescaled(model, seed, inside)
     text = segments(source, tokens)
     truth = model.logits(choose_formats(model.parameters, model.tensors, "none"))
     found: dict[str, Measured] = {}
@@ -205,6 +227,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="default: the default model")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--rescale", type=int, metavar="SEED")
+    parser.add_argument("--inside", action="store_true", help="with --rescale: v to o and up to down too")
     parser.add_argument("--formats", help=f"separated by commas [default: {','.join(FORMATS)}]")
     parser.add_argument(
         "--ggml", metavar="LIB", help="libggml-base of a build of llama.cpp: adds its formats"
@@ -214,7 +237,11 @@ def main() -> None:
     formats = (*FORMATS, *(GGML_FORMATS if arguments.ggml else ()))
     if arguments.formats:
         formats = tuple(arguments.formats.split(","))
-    found = measure(arguments.model, arguments.tokens, formats, arguments.rescale, arguments.ggml)
+    if arguments.inside and arguments.rescale is None:
+        parser.error("--inside needs --rescale")
+    found = measure(
+        arguments.model, arguments.tokens, formats, arguments.rescale, arguments.inside, arguments.ggml
+    )
     if arguments.json:
         print(json.dumps({name: asdict(measured) for name, measured in found.items()}))
         return

@@ -57,12 +57,14 @@ struct BlockParts {
   int64_t minimums, shared, shared_minimums, codes;
 };
 inline BlockParts parts_of(const Matrix& w, int lanes) {
-  constexpr int bytes[] = {2, 4, 1, 1};
-  const bool minimum = w.codec == OCTAVO_U8_MIN || w.codec == OCTAVO_U4_MIN, two_level = w.numbers >= OCTAVO_NUMBERS_U8;
+  constexpr int bytes[] = {2, 4, 1, 1, 2};
+  const bool joint = w.numbers == OCTAVO_NUMBERS_F9Z7;  // then minimums are read from the scales' words
+  const bool minimum = (w.codec == OCTAVO_U8_MIN || w.codec == OCTAVO_U4_MIN) && !joint;
+  const bool two_level = w.numbers == OCTAVO_NUMBERS_U8 || w.numbers == OCTAVO_NUMBERS_I8;
   const int64_t table = static_cast<int64_t>((w.columns + w.group - 1) / w.group) * lanes * bytes[w.numbers];
   const int64_t factors = two_level ? static_cast<int64_t>((w.columns + 255) / 256) * lanes * 2 : 0;
   BlockParts parts;
-  parts.minimums = table;
+  parts.minimums = joint ? 0 : table;
   parts.shared = minimum ? 2 * table : table;
   parts.shared_minimums = parts.shared + factors;
   parts.codes = (parts.shared + (minimum ? 2 * factors : factors) + 63) / 64 * 64;

@@ -17,7 +17,7 @@ extern "C" {
 #define OCTAVO_API __attribute__((visibility("default")))
 #endif
 
-#define OCTAVO_ABI 4
+#define OCTAVO_ABI 5
 #define OCTAVO_PAGE_TOKENS 32
 
 enum OctavoStatus { OCTAVO_OK = 0, OCTAVO_OUT_OF_MEMORY = -1 };
@@ -35,8 +35,16 @@ enum OctavoCodec {
   OCTAVO_U4_MIN = 6,
   OCTAVO_T4 = 7
 };
-// How a group's scale and minimum are stored; 8-bit ones are times a binary16 that 256 columns share.
-enum OctavoNumbers { OCTAVO_NUMBERS_F16 = 0, OCTAVO_NUMBERS_F32 = 1, OCTAVO_NUMBERS_U8 = 2, OCTAVO_NUMBERS_I8 = 3 };
+// How a group's scale and minimum are stored; 8-bit ones are times a binary16 that 256 columns share. F9Z7: both in a
+// 16-bit word, bits 0 to 8 the scale 2^(e - 22) (1 + m / 16) with 4 bits of m, bits 9 to 15 the zero in eighths of a
+// code; the minimum is -scale * zero.
+enum OctavoNumbers {
+  OCTAVO_NUMBERS_F16 = 0,
+  OCTAVO_NUMBERS_F32 = 1,
+  OCTAVO_NUMBERS_U8 = 2,
+  OCTAVO_NUMBERS_I8 = 3,
+  OCTAVO_NUMBERS_F9Z7 = 4
+};
 
 // What 4-bit codes stand for: weight = values[code] * scale; kernels compute with steps[code] * step, |steps| <= 2047.
 typedef struct OctavoTable {

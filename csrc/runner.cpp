@@ -2,6 +2,7 @@
 #include "runner.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "half.h"
 
@@ -154,8 +155,14 @@ void dequantize_row(const Matrix& w, int lanes, int row, float* out) {
   const uint8_t* codes = block + parts.codes;
   const bool minimum = w.codec == OCTAVO_U8_MIN || w.codec == OCTAVO_U4_MIN;
   const bool nibbles = w.codec == OCTAVO_U4 || w.codec == OCTAVO_U4_MIN || w.codec == OCTAVO_T4;
+  const bool words = w.numbers == OCTAVO_NUMBERS_F9Z7;
   const int offset = !nibbles ? 128 : w.codec == OCTAVO_U4 ? 8 : 0;
   // a group's scale or minimum, exact
+  const auto joint = [&](int k, bool zero) {
+    const int word = half(block, int64_t{k / w.group} * lanes + lane);
+    const float scale = std::ldexp(1.0f + (word & 15) / 16.0f, (word >> 4 & 31) - 22);
+    return zero ? scale * (word >> 9) * -0.125f : scale;
+  };
   const auto number = [&](int k, const uint8_t* groups, const uint8_t* shared) {
     const int64_t at = int64_t{k / w.group} * lanes + lane;
     if (w.numbers == OCTAVO_NUMBERS_F16) return f16_to_f32(half(groups, at));
@@ -173,9 +180,10 @@ void dequantize_row(const Matrix& w, int lanes, int row, float* out) {
       constexpr int order[4] = {0, 2, 1, 3};
       code = codes[(int64_t{k / 4} * lanes + lane) * 4 + order[k % 4]];
     }
-    const float value = (w.table ? w.table->values[code] : static_cast<float>(code - offset)) *
-                        number(k, block, block + parts.shared);
-    out[k] = minimum ? value + number(k, block + parts.minimums, block + parts.shared_minimums) : value;
+    const float scale = words ? joint(k, false) : number(k, block, block + parts.shared);
+    const float value = (w.table ? w.table->values[code] : static_cast<float>(code - offset)) * scale;
+    if (!minimum) out[k] = value;
+    else out[k] = value + (words ? joint(k, true) : number(k, block + parts.minimums, block + parts.shared_minimums));
   }
 }
 

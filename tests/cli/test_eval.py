@@ -35,6 +35,7 @@ def test_wrong_arguments_say_what_to_do(cli, arguments, code, error, fix):
 
 @pytest.fixture
 def evaluate(default_model_path, tmp_path, monkeypatch, capsys):
+    """Returns what was printed; `evaluate.said` is what went to stderr with it."""
     monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.chdir(tmp_path)
@@ -43,6 +44,7 @@ def evaluate(default_model_path, tmp_path, monkeypatch, capsys):
         code = main([*arguments, "--device", "cpu"] if arguments[0] == "eval" else list(arguments))
         out, err = capsys.readouterr()
         assert code == 0, err
+        run.said = err
         return out
 
     return run
@@ -57,6 +59,7 @@ def test_for_real(evaluate, default_model_path, tmp_path):
             *("--json", "--card", "card.html", "--plot", "quality.svg"),
         )
     )
+    assert "no --reference" not in evaluate.said
     assert found["scored_tokens"] == 99
     int8, stored = found["formats"]
     assert int8["stored_as"] == "int8"
@@ -79,6 +82,7 @@ def test_a_text_of_ones_own(evaluate, default_model_path, tmp_path):
     model = ["-m", str(default_model_path)]
     out = evaluate("eval", *model, "--text", "mine.txt", "--tokens", "40", "--no-cache")
     title, header, row = out.splitlines()
+    assert "--reference none measures the distance from full precision too" in evaluate.said
     assert title.endswith("30 tokens of mine.txt, in segments of 512")
     assert header.split() == ["format", "weights", "bits/weight", "tokens/s", "perplexity"]
     assert row.startswith("auto (q4_1 + q8_0)")

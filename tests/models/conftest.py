@@ -33,6 +33,7 @@ from transformers import (
     SiglipVisionConfig,
     SmolLM3Config,
     StableLmConfig,
+    Starcoder2Config,
 )
 
 from octavo.models import build_model
@@ -138,6 +139,7 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     ),
     "granite": GraniteConfig(**_SMALL, **_GRANITE),
     "stablelm": StableLmConfig(**_SMALL, use_qkv_bias=True),
+    "starcoder2": Starcoder2Config(**_SMALL, sliding_window=16),
     "cohere": CohereConfig(**_SMALL, logit_scale=0.3),
     "cohere2": Cohere2Config(
         **_SMALL,
@@ -178,6 +180,7 @@ STRUCTURES: dict[str, PreTrainedConfig] = {
         **_SMALL, no_rope_layers=[1, 0, 1], use_sliding_window=True, sliding_window=16, attention_bias=True
     ),
     "stablelm-parallel": StableLmConfig(**_SMALL, use_parallel_residual=True),
+    "starcoder2-plain": Starcoder2Config(**_SMALL, use_bias=False, tie_word_embeddings=False),
     "cohere-bias": CohereConfig(**_SMALL, attention_bias=True),
     "qwen3-moe-every-other": Qwen3MoeConfig(**_QWEN3_MOE, decoder_sparse_step=2),
 }

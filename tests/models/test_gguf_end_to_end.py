@@ -36,6 +36,7 @@ from transformers import (
     Qwen3MoeConfig,
     SmolLM3Config,
     StableLmConfig,
+    Starcoder2Config,
 )
 
 from octavo import LLM, SamplingParams
@@ -148,6 +149,7 @@ CASES: dict[str, tuple[Any, PreTrainedConfig]] = {
     ),
     "stablelm": (_ARCH.STABLELM, StableLmConfig(**_SIZES, use_qkv_bias=True)),
     "stablelm-parallel": (_ARCH.STABLELM, StableLmConfig(**_SIZES, use_parallel_residual=True)),
+    "starcoder2": (_ARCH.STARCODER2, Starcoder2Config(**_SIZES, sliding_window=4096)),
     "cohere2": (
         _ARCH.COHERE2,
         Cohere2Config(**_SIZES | {"num_hidden_layers": 4}, sliding_window=16, logit_scale=0.3),
@@ -307,7 +309,8 @@ def write_gguf(
     if hasattr(config, "rms_norm_eps"):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     else:
-        writer.add_layer_norm_eps(config.layer_norm_eps)
+        starcoder = isinstance(config, Starcoder2Config)
+        writer.add_layer_norm_eps(config.norm_epsilon if starcoder else config.layer_norm_eps)
     if getattr(config, "head_dim", None):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)

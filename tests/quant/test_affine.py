@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import ModelFormatError
-from octavo.quant.affine import INT8, LLM_INT8, Q4_1, Q8_0, Affine
+from octavo.quant.affine import INT4, INT8, LLM_INT8, Q4_1, Q8_0, Affine
+from octavo.quant.codebook import NF4
 from octavo.quant.nibbles import join_nibbles, split_nibbles
 
 FORMATS = [INT8, LLM_INT8, Q8_0, Q4_1]
@@ -196,5 +197,11 @@ def test_contradictory_fields_are_refused():
         replace(LLM_INT8, bits=4)
     with pytest.raises(ValueError, match="divide 256"):
         replace(INT8, scales="u8*f16", group_size=48)
+    with pytest.raises(ValueError, match="f9z7 scales hold a minimum"):
+        replace(INT8, scales="f9z7")
+    with pytest.raises(ValueError, match="makes f9z7 scales, not f16"):
+        replace(INT4, scales="f16")
+    with pytest.raises(ValueError, match="no format has scales 'f9z7'"):
+        replace(NF4, scales="f9z7")
     with pytest.raises(ValueError, match="no rule"):
         replace(INT8, zero="integer")

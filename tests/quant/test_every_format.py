@@ -48,8 +48,8 @@ FORMATS: dict[Format, Bound] = {
     Q8_0: of_groups(32, 0.5 / 127 + 2**-10, 2**-18),
     # Half a step, and what float16 loses of scale and minimum.
     Q4_1: of_groups(32, 0.5 / 15 + 2**-9, 2**-19, span=True),
-    # The search may clip what it gains on the others: never worse in squares than its first start.
-    INT4: of_groups(256, 0.5, 2**-16, span=True),
+    # The search may clip what it gains on the others.
+    INT4: of_groups(32, 0.5, 2**-22, span=True),
     NF4: of_groups(64, 0.152 + 1e-6, 1e-38),
     FP4: of_groups(64, 0.1667 + 1e-6, 1e-38),
 }

@@ -29,12 +29,12 @@ def test_less_error_than_least_and_largest_at_fewer_bits(kind):
         weight = one_sided(random)
     assert INT4.nbytes(64, 512) < Q4_1.nbytes(64, 512)
     # From 0 up a group's least weight is nearly the best minimum: there is less to win.
-    share = 0.97 if kind == "one-sided" else 0.85
+    share = 0.98 if kind == "one-sided" else 0.85
     assert squared_error(INT4, weight) < share * squared_error(Q4_1, weight)
 
 
 def test_bits_a_weight():
-    assert INT4.nbytes(1, 4096) * 8 / 4096 == 4.625
+    assert INT4.nbytes(1, 4096) * 8 / 4096 == 4.5
 
 
 def test_a_grid_is_found_again():
@@ -42,12 +42,29 @@ def test_a_grid_is_found_again():
     random = np.random.default_rng(1)
     codes = random.integers(0, 16, (8, 8, 32))
     codes[..., 0], codes[..., 1] = 0, 15
-    scales = random.integers(128, 256, (8, 8, 1)) / 2**12
-    depths = random.integers(128, 256, (8, 8, 1)) / 2**8
-    # Each row's largest scale and depth code is 255: then what is stored in two levels is exact.
-    scales[:, 0], depths[:, 0] = 255 / 2**12, 255 / 2**8
-    weight = (codes * scales - depths).astype(np.float32).reshape(8, 256)
-    np.testing.assert_allclose(INT4.unpack(INT4.pack(weight), 256), weight, rtol=0, atol=2**-18)
+    scales = random.integers(16, 32, (8, 8, 1)) / 2**12
+    zeros = random.integers(0, 121, (8, 8, 1)) / 8
+    weight = ((codes - zeros) * scales).astype(np.float32).reshape(8, 256)
+    np.testing.assert_array_equal(INT4.unpack(INT4.pack(weight), 256), weight)
+
+
+def test_every_word_means_what_the_page_says():
+    """The scale and the zero of all 65,536 words, against the formula in plain floats; weights are exact."""
+    words = np.arange(1 << 16, dtype=np.uint16).reshape(-1, 1)
+    packed = {"codes": np.full((1 << 16, 1), 0x0F, np.uint8), "scales": words}
+    scales = np.array([2.0 ** ((w >> 4 & 31) - 22) * (1 + (w & 15) / 16) for w in range(512)])
+    scales = scales[words[:, 0] & 511]
+    np.testing.assert_array_equal(INT4.flat_scales(packed)[:, 0], scales)
+    np.testing.assert_array_equal(INT4.unpack(packed, 2)[:, 0], scales * (15 - (words[:, 0] >> 9) / 8))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_group_far_from_zero_keeps_its_mean(sign):
+    """Its line would need a zero outside the codes: the best of those that can be stored is found all the same."""
+    weight = sign * np.random.default_rng(4).uniform(9, 10, (8, 64)).astype(np.float32)
+    error = INT4.unpack(INT4.pack(weight), 64) - weight
+    assert np.abs(error).max() < 0.6
+    assert abs(error.mean()) < 0.05
 
 
 def test_codes_are_the_nearest_for_the_scales_as_stored():
@@ -62,19 +79,18 @@ def test_codes_are_the_nearest_for_the_scales_as_stored():
         assert (error <= other + 1e-6).all()
 
 
-def test_groups_and_super_groups_may_end_short():
+def test_groups_may_end_short():
     random = np.random.default_rng(3)
     for columns in (1, 31, 33, 255, 257, 577):
         weight = random.standard_normal((3, columns)).astype(np.float32)
         packed = INT4.pack(weight)
         assert packed["scales"].shape == (3, -(-columns // 32))
-        assert packed["super_scales"].shape == (3, -(-columns // 256))
         error = np.square(INT4.unpack(packed, columns) - weight).mean()
         assert error < 0.01
 
 
-def test_what_float16_cannot_hold_is_refused():
-    with pytest.raises(ModelFormatError, match="float16"):
+def test_what_scales_cannot_hold_is_refused():
+    with pytest.raises(ModelFormatError, match="14880"):
         INT4.pack(np.full((1, 32), 3e38, np.float32))
     with pytest.raises(ModelFormatError, match="infinite"):
         INT4.pack(np.full((1, 32), np.inf, np.float32))

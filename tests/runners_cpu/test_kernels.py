@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from octavo.models.parameters import Parameter
 from octavo.quant.affine import (
+    INT4,
     INT8,
     LLM_INT8,
     Q2_K,
@@ -30,7 +31,7 @@ from octavo.quant.affine import (
 from octavo.quant.codebook import IQ4_NL, IQ4_XS, NF4, Codebook
 from octavo.quant.format import Bundle, Format
 from octavo.quant.plain import Plain
-from octavo.quant.scales import SCALE_DTYPES, SUPER_COLUMNS
+from octavo.quant.scales import JOINT, SCALE_DTYPES, SUPER_COLUMNS
 from octavo.quant.tables import TABLES
 from octavo.runners.cpu import library
 from octavo.runners.cpu.layout import CpuLayout, encoding_of
@@ -38,7 +39,7 @@ from octavo.runners.cpu.library import ISA_NAMES, Activation, IsaName
 from octavo.runners.cpu.model import native_table
 
 FORMATS: tuple[Format, ...] = (
-    *(INT8, LLM_INT8, NF4, Q4_0, Q4_1, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS),
+    *(INT8, LLM_INT8, INT4, NF4, Q4_0, Q4_1, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS),
     # What quantized checkpoints hold: groups of other sizes, integer zeros, float32 numbers, two levels of both kinds.
     Affine("8-group-16", 8, 16, "none", "f32", "step", None),
     Affine("8-minimum", 8, 32, "minimum", "f16", "step", None),
@@ -71,6 +72,12 @@ def random_arrays(chosen: Format, rows: int, columns: int, seed: int) -> dict[st
         codes = source.integers(-128, 128, (rows, columns)).astype(np.int8)
     else:
         codes = source.integers(0, 256, (rows, (columns + 1) // 2)).astype(np.uint8)
+    if chosen.scales == JOINT:
+        # every zero, and scales of 2**-9 to 2**-4
+        words = source.integers(0, 128, (rows, groups)) << 9 | source.integers(
+            13 * 16, 18 * 16, (rows, groups)
+        )
+        return {"codes": codes, "scales": words.astype(dtype)}
     has_minimums = isinstance(chosen, Affine) and chosen.zero == "minimum"
     arrays = {"codes": codes}
     for name in ("scales", "minimums") if has_minimums else ("scales",):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from octavo.models.parameters import Parameter
 from octavo.models.spec import ModelSpec
-from octavo.quant.affine import INT8, Q4_1, Q8_0, Affine
+from octavo.quant.affine import INT4, INT8, Q4_1, Q8_0, Affine
 from octavo.quant.codebook import NF4, Codebook
 from octavo.quant.format import Bundle, Format
 from octavo.quant.plain import Plain
@@ -23,7 +23,7 @@ from octavo.runners.cpu.layout import CpuLayout, encoding_of
 from octavo.runners.cpu.library import ISA_NAMES, IsaName
 from octavo.runners.cpu.model import native_table
 
-FORMATS: tuple[Format, ...] = (INT8, Q8_0, Q4_1, NF4, Plain("f32"), Plain("f16"), Plain("bf16"))
+FORMATS: tuple[Format, ...] = (INT4, INT8, Q8_0, Q4_1, NF4, Plain("f32"), Plain("f16"), Plain("bf16"))
 
 
 @pytest.mark.parametrize("chosen", FORMATS, ids=lambda chosen: chosen.name)

@@ -64,6 +64,8 @@ class FakeHub:
     """Of every file's answer, in place of the true ones."""
     longer_by: int = 0
     """Bytes that files have beyond what the list says."""
+    xet: bool = False
+    """Answers for weights say that they are in Xet storage too; their plain address stays as it is."""
     storage: FakeHub | None = None
     """Another host, to which weights are redirected."""
     sent_bytes: dict[str, int] = field(default_factory=dict)
@@ -150,6 +152,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = files[file] + bytes(self.hub.longer_by)
         headers = {"ETag": f'"{hashlib.sha256(files[file]).hexdigest()}"', "X-Repo-Commit": commit}
         headers |= self.hub.headers
+        if self.hub.xet and is_large(file):
+            headers |= {"X-Xet-Hash": "0" * 64, "X-Xet-Refresh-Route": f"{self.hub.url}/xet"}
         if file in self.hub.damaged:
             data = bytes(len(data))
         if self.hub.storage is not None and is_large(file):
@@ -559,6 +563,27 @@ def test_a_transfer_that_failed_is_gone_on_with_by_the_next_try(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))  # for the rest only
     assert set(resolve("org/name").tensors) == {"a"}
     assert fake_hub.sent_bytes["model.safetensors"] == len(WEIGHTS)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_file_in_xet_storage_is_gone_on_with_too(fake_hub: FakeHub, tmp_path: Path):
+    fake_hub.add("org/name", SINGLE)
+    fake_hub.xet = True
+    fake_hub.cut["model.safetensors"] = 1
+    assert set(resolve("org/name").tensors) == {"a"}
+    assert fake_hub.sent_bytes["model.safetensors"] == len(WEIGHTS)
+    assert parts_left(tmp_path) == []
+
+
+def test_who_asks_for_xet_transfers_gets_the_librarys(fake_hub: FakeHub, monkeypatch):
+    """The control of the test above: it asks for the right to read the storage, which this hub cannot give."""
+    fake_hub.add("org/name", SINGLE)
+    fake_hub.xet = True
+    monkeypatch.setattr("huggingface_hub.constants.HF_XET_HIGH_PERFORMANCE", True)
+    with pytest.raises(OctavoError):
+        resolve("org/name")
+    assert "GET /xet" in fake_hub.requests
+    assert "model.safetensors" not in fake_hub.sent_bytes
 
 
 @pytest.mark.usefixtures("hasty")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +58,36 @@ def test_any_text(default_tokenizer: Tokenizer, peer: Any, text: str) -> None:
     ids = default_tokenizer.encode(text, parse_special=True)
     assert ids == peer.encode(text, add_special_tokens=False)
     assert default_tokenizer.decode(ids) == peer.decode(ids, skip_special_tokens=True)
+
+
+def test_ten_thousand_random_strings(default_tokenizer: Tokenizer, peer: Any) -> None:
+    """Words, spaces, digits, control tokens and characters of many scripts, in any order: the same ids, and the text
+    again."""
+    draw = np.random.default_rng(34)
+    scripts = [(0x20, 0x7E), (0xA0, 0x24F), (0x370, 0x3FF), (0x400, 0x4FF), (0x5D0, 0x5EA), (0x621, 0x64A)]
+    scripts += [
+        (0x905, 0x939),
+        (0xE01, 0xE3A),
+        (0x3041, 0x3096),
+        (0x4E00, 0x9FA5),
+        (0xAC00, 0xD7A3),
+        (0x1F600, 0x1F64F),
+    ]
+    words = [" the", "ing", "\n\n", "\t", "   ", "123", "'s", "def f(x):", "<|im_end|>", "\u0301", "\u200d"]
+    wrong = []
+    for _ in range(10_000):
+        low, high = scripts[draw.integers(len(scripts))]
+        letters = map(chr, draw.integers(low, high + 1, draw.integers(1, 12)).tolist())
+        pieces = [*letters, *draw.choice(words, draw.integers(0, 4)).tolist()]
+        draw.shuffle(pieces)
+        text = "".join(pieces)
+        ids = default_tokenizer.encode(text, parse_special=True)
+        if (
+            ids != peer.encode(text, add_special_tokens=False)
+            or default_tokenizer.decode(ids, keep_special=True) != text
+        ):
+            wrong.append(text)
+    assert not wrong
 
 
 @given(ids=st.lists(st.integers(0, 49_151), max_size=20))

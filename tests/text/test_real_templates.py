@@ -171,8 +171,8 @@ def test_every_template_renders_as_in_transformers(pair, llama_cpp_models):
 
 # --- content that tries to be control tokens -----------------------------------------------------------------
 
-VOCABULARIES = 12
-"""Of the 15: BERT's is no language model's, and two have a pre-tokenizer that is refused by name."""
+VOCABULARIES = 13
+"""Of the 15: BERT's is no language model's, and Gemma 4's, of a family that is not read, is refused by name."""
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def attack(texts: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
         turn("system", everything),
         turn("user", everything),
         turn("assistant", "", tool_calls=[made]),
-        turn("tool", everything, tool_call_id="call12345", name="get_weather"),
+        turn("tool", everything, tool_call_id="call12345", name=everything),
         turn("assistant", "ok"),
         *(message for text in texts for message in (turn("user", text), turn("assistant", "ok"))),
         turn("user", "q"),

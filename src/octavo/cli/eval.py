@@ -106,6 +106,11 @@ def evaluate(
         if passes > 1
         else f"scoring {scored:,} tokens of {read.name}"
     )
+    if against is None:
+        note(
+            "no --reference, so perplexity alone; --reference none measures the distance from full precision too "
+            "(KL divergence, agreement, layer errors) and takes longer"
+        )
     if prepared.segments.text_tokens < tokens:
         note(f"the text has only {prepared.segments.text_tokens:,} tokens, of the {tokens:,} asked for")
     found = measure(prepared, counting_bar)
@@ -143,7 +148,7 @@ def _check_folder(path: Path) -> None:
 def _title(found: Evaluation) -> str:
     return (
         f"{found.model}: {found.scored_tokens:,} tokens of {found.text}, in segments of {found.segment_tokens}"
-        + ("" if found.reference is None else f"; distances are from {found.reference}, in fp32")
+        + ("" if found.reference is None else f"; distances are from {found.reference_in_words}, in fp32")
     )
 
 

@@ -26,22 +26,29 @@ def check_plot(path: Path) -> None:
 
 
 def write_plot(evaluation: Evaluation, path: Path) -> None:
-    """KL to the reference where there is one, else perplexity: lower is better in both panels."""
+    """KL to the reference where there is one, else perplexity: lower is better in both panels.
+
+    KLs of formats differ by orders of magnitude, and that of what is stored is 0: hence the axis.
+    """
     from matplotlib.figure import Figure
 
     compared = [each for each in evaluation.formats if each.divergence is not None]
     shown = compared or list(evaluation.formats)
-    quality = f"KL to {evaluation.reference}, nats a token" if compared else "perplexity"
-    figure: Any = Figure(figsize=(9, 4), layout="constrained")
+    quality = f"KL to {evaluation.reference_in_words}, nats a token" if compared else "perplexity"
+    figure: Any = Figure(figsize=(9, 4.4), layout="constrained")
     against_bytes, against_speed = figure.subplots(1, 2, sharey=True)
-    for each in shown:
+    least = min((_quality(each)[0] for each in compared if _quality(each)[0] > 0), default=None)
+    if least is not None:
+        against_bytes.set_yscale("symlog", linthresh=least)
+    for number, each in enumerate(shown):
         y, error = _quality(each)
         speed = each.decode_tokens_per_second
         for axes, x in ((against_bytes, each.weight_bytes / 1e6), (against_speed, speed)):
             if x is not None:
-                axes.errorbar(x, y, yerror_of(error), fmt="o", capsize=3)
-                axes.annotate(each.format, (x, y), xytext=(6, 6), textcoords="offset points")
-    against_bytes.set(xlabel="packed weights, MB", ylabel=quality)
+                label = each.format if axes is against_bytes else None
+                axes.errorbar(x, y, yerror_of(error), fmt="o", capsize=3, color=f"C{number}", label=label)
+    against_bytes.set(xlabel="packed weights, MB", ylabel=f"{quality} (bars: 95 %)")
+    figure.legend(loc="outside lower center", ncols=len(shown))
     runner = shown[0].runner
     against_speed.set(xlabel=f"decode, tokens/s ({runner} runner)")
     for axes in (against_bytes, against_speed):

@@ -55,6 +55,10 @@ class Evaluation:
     machine: str
     formats: tuple[FormatQuality, ...]
 
+    @property
+    def reference_in_words(self) -> str:
+        return "full precision" if self.reference == "none" else str(self.reference)
+
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings; intervals beside the means they are of."""
         facts = dataclasses.asdict(self)

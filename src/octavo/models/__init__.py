@@ -21,7 +21,7 @@ from octavo.types import TensorNaming
 _FAMILIES = {
     model_type: f"octavo.models.{model_type}"
     for model_type in "cohere cohere2 gemma gemma2 gemma3 gemma3_text granite llama mistral mixtral olmo2 olmo3 phi3 "
-    "qwen2 qwen3 qwen3_moe smollm3 stablelm".split()
+    "qwen2 qwen3 qwen3_moe smollm3 stablelm starcoder2".split()
 }
 """model_type -> module."""
 

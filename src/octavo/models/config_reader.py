@@ -18,7 +18,7 @@ _INERT = frozenset(
     """
     architectures model_type auto_map name_or_path torch_dtype dtype use_cache initializer_range
     bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id unk_token_id
-    attention_dropout hidden_dropout embd_dropout resid_dropout dropout
+    attention_dropout hidden_dropout residual_dropout embedding_dropout embd_dropout resid_dropout dropout
     pretraining_tp id2label label2id problem_type task_specific_params
     is_decoder tie_encoder_decoder
     chunk_size_feed_forward output_attentions output_hidden_states output_scores return_dict

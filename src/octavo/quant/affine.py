@@ -17,9 +17,11 @@ from octavo.quant import rounding
 from octavo.quant.nibbles import join_nibbles, split_nibbles
 from octavo.quant.rows import row_blocks
 from octavo.quant.scales import (
+    JOINT,
     ScaleStorage,
     flat,
     is_two_level,
+    joint_zeros,
     require_grouping,
     require_known,
     stored_bytes,
@@ -47,8 +49,9 @@ class Affine:
     | step       | minimum | code * scale + minimum, `minimums` [N, groups] stored as the scales  |
     | absmax     | none    | code * scale * 7.874015718698502e-3 (1/127)                          |
 
-    Two-level scales (`octavo.quant.scales`) are `scales` times `super_scales` float16 [N, ceil(K / 256)]; the
-    minimum is then minus `minimums` times `super_minimums`. Whoever wants plain float32 numbers a group takes
+    Joint scales ("f9z7", `octavo.quant.scales`) hold the minimum too, as minus scale * zero. Two-level scales are
+    `scales` times `super_scales` float16 [N, ceil(K / 256)]; the minimum is then minus `minimums` times
+    `super_minimums`. Whoever wants plain float32 numbers a group takes
     `flat_scales` and `flat_minimums`: code * scale + minimum is the same weight, to the bit but for integer
     zeros under float32 scales, where it may differ in the last one.
     """
@@ -75,6 +78,10 @@ class Affine:
         require_grouping(self.scales, self.group_size)
         if self.scale_rule == "absmax" and (self.zero != "none" or self.bits != 8):
             raise ValueError("absmax scales are those of symmetric 8-bit codes")
+        if self.scales == JOINT and self.zero != "minimum":
+            raise ValueError(f"{JOINT} scales hold a minimum")
+        if self.rounding == "search" and self.scales != JOINT:
+            raise ValueError(f"the search makes {JOINT} scales, not {self.scales}")
         if self.rounding is not None and (self.rounding, self.zero) not in rounding.RULES:
             raise ValueError(f"{self.rounding} has no rule for codes with zero {self.zero!r}")
 
@@ -140,6 +147,9 @@ class Affine:
 
     def flat_minimums(self, packed: Mapping[str, np.ndarray]) -> np.ndarray | None:
         """float32 [N, groups] such that weight = code * scale + minimum; None where code * scale is all."""
+        if self.scales == JOINT:
+            joint: np.ndarray = -joint_zeros(packed["scales"]) * self.flat_scales(packed)
+            return joint
         zeros, minimums = self._zeros(packed), packed.get("minimums")
         if zeros is not None:
             products: np.ndarray = -zeros * self.flat_scales(packed)
@@ -158,7 +168,7 @@ class Affine:
 
     def nbytes(self, rows: int, columns: int) -> int:
         groups = self.groups(columns)
-        numbers = 2 if self.zero == "minimum" else 1
+        numbers = 2 if self.zero == "minimum" and self.scales != JOINT else 1
         per_row = self._code_columns(columns) + numbers * stored_bytes(self.scales, columns, groups)
         per_row += groups if self.zero == "integer" else 0
         return rows * per_row + (4 * columns if self.ordered else 0)
@@ -178,9 +188,9 @@ class Affine:
         return None
 
 
-INT4 = Affine("int4", 4, 32, "minimum", "u8*f16", "step", "search")
-"""Ours: for each group the scale and minimum of least squared error that a search finds, in 8 bits each:
-4.625 bits a weight."""
+INT4 = Affine("int4", 4, 32, "minimum", "f9z7", "step", "search")
+"""Ours: for each group the scale and zero of least squared error that a search finds, in 16 bits together: 4.5 bits
+a weight."""
 
 INT8 = Affine("int8", 8, 64, "none", "f16", "step", "stored-scale")
 """Ours: codes -127..127, the nearest to weight / scale for the scale as stored."""

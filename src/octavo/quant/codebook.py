@@ -15,7 +15,7 @@ import numpy as np
 from octavo.errors import ModelFormatError
 from octavo.quant.nibbles import join_nibbles, split_nibbles
 from octavo.quant.rows import row_blocks
-from octavo.quant.scales import ScaleStorage, flat, require_grouping, require_known, stored_bytes
+from octavo.quant.scales import JOINT, ScaleStorage, flat, require_grouping, require_known, stored_bytes
 from octavo.quant.tables import TABLES, TableName
 
 
@@ -38,6 +38,7 @@ class Codebook:
     def __post_init__(self) -> None:
         require_known(self.table in TABLES, "table", self.table)
         require_known(self.rounding in ("bitsandbytes", None), "rounding", self.rounding)
+        require_known(self.scales != JOINT, "scales", self.scales)
         require_grouping(self.scales, self.group_size)
 
     @property

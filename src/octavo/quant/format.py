@@ -11,7 +11,7 @@ Shape letters: N output rows, K input columns, G group size; groups = ceil(K / G
 | affine 4 | codes uint8 [N, ceil(K / 2)], low nibble = even column; the rest as above |                         |
 | codebook | codes uint8 as affine's, [N, K] at 8 bits; scales [N, groups]             | table[code] * scale     |
 
-Two-level scales have a float16 every 256 columns beside them: `octavo.quant.scales`.
+Two-level scales have a float16 every 256 columns beside them, joint ones hold the minimum: `octavo.quant.scales`.
 """
 
 from __future__ import annotations

@@ -162,6 +162,18 @@ def _stablelm(reader: MetadataReader) -> dict[str, Any]:
     }
 
 
+def _starcoder2(reader: MetadataReader) -> dict[str, Any]:
+    config = _standard(reader, eps=_LAYERNORM_EPS)
+    return config | {
+        "model_type": "starcoder2",
+        "architectures": ["Starcoder2ForCausalLM"],
+        "norm_epsilon": config.pop("layer_norm_eps"),
+        "use_bias": _has_bias(reader, "attn_q"),
+        # The converter leaves it out; it is that of all published models.
+        "sliding_window": reader.integer("attention.sliding_window", 4096),
+    }
+
+
 def _cohere2(reader: MetadataReader) -> dict[str, Any]:
     return (
         _standard(reader, eps=_LAYERNORM_EPS)
@@ -200,6 +212,7 @@ ARCHITECTURES: Mapping[str, Callable[[MetadataReader], dict[str, Any]]] = {
     "qwen3moe": _qwen3moe,
     "smollm3": _smollm3,
     "stablelm": _stablelm,
+    "starcoder2": _starcoder2,
 }
 
 

@@ -3,7 +3,8 @@
 huggingface_hub 2.x starts a file anew in each process and deletes what came where it fails. Files with a SHA-256
 therefore come through here: bytes are appended to a part file beside the blob, which outlives errors and kills,
 and become the blob only with the right hash; the library then finds the blob there and links it. Files in Xet
-storage are left to the library, which reads them from several places at once.
+storage come through here too, by the plain address that the hub gives for each, but where HF_XET_HIGH_PERFORMANCE asks
+for the library's own transfer: it reads from several places at once and starts anew when it was interrupted.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def bring_blob(
         return False
     url = huggingface_hub.hf_hub_url(repository, name, revision=commit, endpoint=_endpoint())
     found = huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT_SECONDS)
-    if found.etag != sha256 or (found.xet_file_data is not None and _has_xet()):
+    if found.etag != sha256 or (found.xet_file_data is not None and _wants_xet()):
         return False
     part.parent.mkdir(parents=True, exist_ok=True)
     with locked(part.with_suffix(".octavo-lock")) as lock:
@@ -172,10 +173,10 @@ def _endpoint() -> str:
     return str(constants.ENDPOINT)
 
 
-def _has_xet() -> bool:
-    from huggingface_hub.utils import is_xet_available
+def _wants_xet() -> bool:
+    from huggingface_hub import constants
 
-    return bool(is_xet_available())
+    return bool(constants.HF_XET_HIGH_PERFORMANCE)
 
 
 @contextmanager

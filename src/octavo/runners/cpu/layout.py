@@ -2,8 +2,8 @@
 
 A matrix is a sequence of blocks of R rows, each: scales [groups, R], minimums [groups, R], of two-level ones the
 shared factors of both [ceil(K / 256), R], padding to 64 bytes, then codes; every block starts at a multiple of 64
-bytes. Which types a block holds follows from the format alone (`encoding_of`), so a reader needs no description
-beside the arrays.
+bytes. Joint scales hold the minimums. Which types a block holds follows from the format alone (`encoding_of`), so a
+reader needs no description beside the arrays.
 Shape letters: N output rows, K input columns, R rows of a block (`lanes`), G group size.
 """
 
@@ -32,7 +32,7 @@ from octavo.runners.cpu.library import Codec, Numbers
 _COLUMN_ORDER = np.array([0, 2, 1, 3])
 """Of 4 bytes of 8-bit codes: the low and the high bytes of 16-bit lanes are pairs of consecutive columns."""
 _ARRANGE_VALUES = 1 << 20
-_NUMBER_BYTES = {Numbers.F16: 2, Numbers.F32: 4, Numbers.U8: 1, Numbers.I8: 1}
+_NUMBER_BYTES = {Numbers.F16: 2, Numbers.F32: 4, Numbers.U8: 1, Numbers.I8: 1, Numbers.F9Z7: 2}
 _CODE_BITS = {
     **{Codec.PLAIN_F32: 32, Codec.PLAIN_F16: 16, Codec.PLAIN_BF16: 16},
     **{Codec.U8: 8, Codec.U8_MIN: 8, Codec.U4: 4, Codec.U4_MIN: 4, Codec.T4: 4},
@@ -59,6 +59,11 @@ class Encoding:
         return self.codec in (Codec.U8_MIN, Codec.U4_MIN)
 
     @property
+    def joint(self) -> bool:
+        """Scale and minimum in one number."""
+        return self.numbers is Numbers.F9Z7
+
+    @property
     def two_level(self) -> bool:
         return self.numbers in (Numbers.U8, Numbers.I8)
 
@@ -73,7 +78,7 @@ class Encoding:
             return 0
         a_lane = -(-self.columns // self.group) * _NUMBER_BYTES[self.numbers]
         a_lane += 2 * -(-self.columns // SUPER_COLUMNS) if self.two_level else 0
-        return _aligned(a_lane * self.lanes * (2 if self.minimums else 1))
+        return _aligned(a_lane * self.lanes * (2 if self.minimums and not self.joint else 1))
 
     @property
     def block_bytes(self) -> int:
@@ -109,7 +114,13 @@ def _affine_codec(format: Affine) -> tuple[Codec, Numbers]:
 
 
 def _numbers_of(format: Affine | Codebook) -> Numbers:
-    return {"f16": Numbers.F16, "f32": Numbers.F32, "u8*f16": Numbers.U8, "i8*f16": Numbers.I8}[format.scales]
+    return {
+        "f16": Numbers.F16,
+        "f32": Numbers.F32,
+        "u8*f16": Numbers.U8,
+        "i8*f16": Numbers.I8,
+        "f9z7": Numbers.F9Z7,
+    }[format.scales]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +203,8 @@ def _fill_codes(out: np.ndarray, format: Affine | Codebook, arrays: Packed, enco
 
 def _number_tables(format: Affine | Codebook, arrays: Packed, encoding: Encoding) -> list[np.ndarray]:
     """[rows, groups] of scales and minimums, then what 256 columns share of each."""
+    if encoding.joint:
+        return [arrays["scales"]]
     if encoding.two_level:
         if not encoding.minimums:
             return [arrays["scales"], arrays["super_scales"]]

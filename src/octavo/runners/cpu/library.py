@@ -22,7 +22,7 @@ from typing import Literal, get_args
 
 from octavo.runners.cpu.build import LIBRARY
 
-ABI = 4
+ABI = 5
 IsaName = Literal["portable", "avx2", "avx512"]
 ISA_NAMES: tuple[IsaName, ...] = get_args(IsaName)
 """Slowest first; the index is the library's number."""
@@ -44,12 +44,14 @@ class Codec(IntEnum):
 
 
 class Numbers(IntEnum):
-    """How a group's scale and minimum are stored: U8 and I8 times a float16 that 256 columns share."""
+    """How a group's scale and minimum are stored: U8 and I8 times a float16 that 256 columns share, F9Z7 both in one
+    word (`octavo.quant.scales.JOINT`)."""
 
     F16 = 0
     F32 = 1
     U8 = 2
     I8 = 3
+    F9Z7 = 4
 
 
 class NormKind(IntEnum):
