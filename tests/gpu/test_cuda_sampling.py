@@ -155,4 +155,4 @@ def test_the_first_tokens_come_before_any_capture(backend: NativeBackend) -> Non
     serve(backend, [Request((1, 2, 3), Sampling(temperature=0.0), 2)])
     assert backend.info()["compiled"]["captures"] == 0
     serve(backend, [Request((1, 2, 3), Sampling(temperature=0.0), 4)])
-    assert backend.info()["compiled"]["captures"] == 2  # the model and `pick`, for one sequence
+    assert backend.info()["compiled"]["captures"] == 3  # the law for the prompt's row, the model, `pick`

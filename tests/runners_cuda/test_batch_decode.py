@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from octavo.models.spec import Attention, DenseMLP, LayerNorms, LayerSpec, ModelSpec, Norm, Rope
-from octavo.quant.affine import INT8, LLM_INT8, Q4_1, Q8_0
+from octavo.quant.affine import INT8, LLM_INT8, Q4_1
 from octavo.quant.format import Format
 from octavo.quant.plain import Plain
 from octavo.runners.cuda.batch_decode import BatchStep
@@ -68,8 +68,8 @@ def model(pack: Callable[..., Any], randn: Any, device: torch.device) -> Callabl
 
 @pytest.mark.parametrize(
     ("format", "head"),
-    [(INT8, INT8), (LLM_INT8, INT8), (Q8_0, Q8_0), (Q4_1, INT8), (INT8, Plain("f16"))],
-    ids=["int8", "llm-int8", "q8_0", "q4_1 and int8", "int8 and f16"],
+    [(INT8, INT8), (Q4_1, INT8), (LLM_INT8, Plain("f16"))],
+    ids=["int8", "q4_1 and int8", "llm-int8 and f16"],
 )
 def test_a_row_of_a_batch_gets_the_logits_of_a_chunk(
     format: Format, head: Format, model: Callable[..., DeviceModel], device: torch.device

@@ -19,9 +19,9 @@ from octavo.runners.cuda.dequantize import dequantize
 from octavo.runners.cuda.embedding import embed
 from octavo.runners.cuda.feed_forward import feed_forward
 from octavo.runners.cuda.gemv import Add, Logits, Vector, gemv, reference, shuffle
-from octavo.runners.cuda.planes_linear import PlanesTile, RowLogits, planes_linear
+from octavo.runners.cuda.planes_linear import Gate, PlanesTile, RowLogits, planes_linear
 from octavo.runners.cuda.planes_linear import reference as planes_reference
-from octavo.runners.cuda.rows_linear import rows_linear
+from octavo.runners.cuda.rows_linear import RowsTile, rows_linear
 from octavo.runners.cuda.tiles import Tile
 
 GPTQ = Affine("gptq-4-g128", 4, 128, "integer", "f16", "step", None)
@@ -175,6 +175,9 @@ def test_rows_and_dequantized_products(format: Format, pack: Callable[..., Any],
     rows_linear(matrix, x, out[:, 1:-1])
     close(out[:, 1:-1], x.float() @ values.T + matrix.bias, 2e-3)
     assert bool(out[:, [0, -1]].isnan().all())
+    parts = torch.full((2, 3, rows), torch.nan, device=values.device)
+    rows_linear(matrix, x, parts, RowsTile(16, 2, 2, 2))
+    close(parts.sum(0), x.float() @ values.T + matrix.bias, 2e-3)
 
 
 @pytest.mark.parametrize("format", [INT8, LLM_INT8, Q8_0], ids=lambda chosen: chosen.name)
@@ -197,6 +200,28 @@ def test_rows_in_fixed_point(
     planes_linear(matrix, x, out[:, :, 1:-1], tile, pdl=False, descriptors=tile.splits == 2)
     close(out[:, :, 1:-1].sum(0), planes_reference(x, values, matrix.bias), 1e-6)
     assert bool(out[..., [0, -1]].isnan().all())
+
+
+@pytest.mark.parametrize("format", [INT8, LLM_INT8, Q8_0], ids=lambda chosen: chosen.name)
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_gate_and_up_of_rows_in_fixed_point(
+    format: Format, activation: str, pack: Callable[..., Any], randn: Any
+) -> None:
+    """33 hidden columns: neither a tile nor a block of the planes is filled, the rest is zeros."""
+    fed, columns, count = 33, 96, 5
+    matrix, values = pack(format, 2 * fed, columns, randn(2 * fed))
+    block = matrix.encoding.group_size or matrix.columns
+    x = fixed_point.reference(F.pad(randn(count, columns), (0, 32)), block)
+    planes = fixed_point.Planes(
+        torch.full((count, 2, 64), 77, dtype=torch.int8, device=values.device),
+        torch.full((count, 64 // (matrix.encoding.group_size or 64)), torch.nan, device=values.device),
+    )
+    tile = PlanesTile(64, 32, 64, 2, 4)
+    planes_linear(matrix, x, Gate(activation, planes), tile, pdl=False, descriptors=activation == "silu")
+    gate, up = planes_reference(x, values, matrix.bias).chunk(2, -1)
+    act = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+    close(fixed_point.dequantize(planes), F.pad(act * up, (0, 64 - fed)), 5e-5)
+    assert bool((planes.pairs[..., fed:] == 0).all())
 
 
 def test_the_batch_head_finds_the_best_tokens_and_sees_what_is_not_finite(

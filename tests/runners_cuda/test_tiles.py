@@ -14,7 +14,7 @@ from octavo.runners.cuda.tiles import Tile, key_of, measured_tiles, tile_for
 from octavo.runners.cuda.user_tiles import read_user_tiles, user_tiles, user_tiles_path, write_user_tiles
 
 INT8 = Encoding("i8", 64, "f16")
-KEY = key_of(INT8, 4096, 14336)
+KEY = key_of(INT8, 18432, 2304)
 TILE = Tile(128, 8, 4, 3)
 
 

@@ -2,7 +2,8 @@
 
 Linears of int8 codes take activations in fixed point (`planes_linear`), others in 16 bits (`rows_linear`). Whoever
 makes an activation writes it as its reader takes it, and adds the partial sums of the product it reads.
-Kernels, a layer: join_residual, qkv, attention, join_splits, o, join_residual, gate_up, feed_forward, down.
+Kernels, a layer: join_residual, qkv, attention, join_splits, o, join_residual, gate_up, feed_forward, down; where the
+input of down has scales of blocks, gate_up makes it (`Gate`).
 Shape letters: B sequences, S partial sums, C padded columns, V vocabulary.
 """
 
@@ -24,7 +25,7 @@ from octavo.runners.cuda.kv_cache import LayerCache
 from octavo.runners.cuda.low_rank import Adapters
 from octavo.runners.cuda.norm import join_residual
 from octavo.runners.cuda.pick import PIECE_TOKENS, best_of_rows, pick
-from octavo.runners.cuda.planes_linear import PlanesTile, RowLogits, planes_linear
+from octavo.runners.cuda.planes_linear import Gate, PlanesTile, RowLogits, planes_linear
 from octavo.runners.cuda.planes_tiles import planes_tile_for
 from octavo.runners.cuda.rows_linear import RowsTile, rows_linear, rows_tile_for
 
@@ -65,8 +66,9 @@ class BatchStep:
         self._inputs: dict[tuple[int, int], Planes | torch.Tensor] = {}
         self._plans: dict[int, _Plan] = {}
         linears = [x for layer in model.layers for x in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        downs = {id(layer.down) for layer in model.layers}
         for linear in (*linears, model.head):
-            plan = self._plan(linear, splitting=linear is not model.head)
+            plan = self._plan(linear, splitting=linear is not model.head, blocks=id(linear) in downs)
             self._plans[id(linear)] = plan
             key = linear.columns, plan.block_columns
             if key not in self._inputs:
@@ -75,7 +77,8 @@ class BatchStep:
         self._h = self._buffer(spec.hidden_size)
         self._y = self._buffer(max(self._partial(x) for x in linears if x.rows == spec.hidden_size))
         self._qkv = self._buffer(max(self._partial(layer.qkv) for layer in model.layers))
-        self._both = self._buffer(max(self._partial(layer.gate_up) for layer in model.layers))
+        ungated = [layer for layer in model.layers if not self._gates(layer)]
+        self._both = self._buffer(max((self._partial(layer.gate_up) for layer in ungated), default=0))
         self.logits = self._buffer(spec.vocab_size)
         self.sampled = torch.zeros(self._count, dtype=torch.int32, device=self._device)
         mixers = [layer.mixer for layer in spec.layers]
@@ -155,9 +158,27 @@ class BatchStep:
     def _feed(self, layer: DeviceLayer) -> torch.Tensor:
         ffn = layer.spec.ffn
         assert isinstance(ffn, DenseMLP), "others are declined"
-        both = self._linear(layer.gate_up, self._both)
-        feed_forward(both, self._input_of(layer.down), ffn, pdl=self._card.pdl)
+        fed = self._input_of(layer.down)
+        if self._gates(layer):
+            (part,), x = layer.gate_up.parts, self._input_of(layer.gate_up)
+            tile, pdl = self._plans[id(layer.gate_up)].tile, self._card.pdl
+            assert isinstance(x, Planes)
+            assert isinstance(fed, Planes)
+            assert isinstance(tile, PlanesTile)
+            planes_linear(part, x, Gate(ffn.activation, fed), tile, pdl=pdl, descriptors=pdl)
+        else:
+            feed_forward(self._linear(layer.gate_up, self._both), fed, ffn, pdl=self._card.pdl)
         return self._linear(layer.down, self._y)
+
+    def _gates(self, layer: DeviceLayer) -> bool:
+        """Whether one kernel makes the input of down: a block's scale is known where its columns are."""
+        ffn = layer.spec.ffn
+        assert isinstance(ffn, DenseMLP), "others are declined"
+        blocks = self._plans[id(layer.down)].block_columns
+        plan = self._plans[id(layer.gate_up)]
+        fixed = ffn.gated and len(layer.gate_up.parts) == 1 and isinstance(plan.tile, PlanesTile)
+        fixed = fixed and self._adapters is None  # their addends come before the gate
+        return fixed and 0 < blocks <= 64 and plan.tile.splits == 1
 
     def _project(self, x: Planes | torch.Tensor) -> None:
         spec, pdl = self._model.spec, self._card.pdl
@@ -195,11 +216,12 @@ class BatchStep:
             self._adapters.add_rows(linear, x, out[0], self._sequences.slots)
         return out
 
-    def _plan(self, linear: Linear, *, splitting: bool) -> _Plan:
-        block = planes_block(linear, self._count)
+    def _plan(self, linear: Linear, *, splitting: bool, blocks: bool) -> _Plan:
+        block = planes_block(linear, self._count, blocks=blocks)
         size = linear.rows, linear.columns, self._count
         if block:
-            tile = planes_tile_for(self._card.name, self._card.multiprocessors, *size, splitting=splitting)
+            card, group = self._card, linear.parts[0].encoding.group_size
+            tile = planes_tile_for(card.name, card.multiprocessors, group, *size, splitting=splitting)
             return _Plan(block, tile)
         return _Plan(0, rows_tile_for(*size, self._card.multiprocessors if splitting else 0))
 
@@ -226,10 +248,11 @@ BLOCKS_UP_TO = 32
 such scales costs a third of a product's time (measured on an H100)."""
 
 
-def planes_block(linear: Linear, count: int) -> int:
+def planes_block(linear: Linear, count: int, *, blocks: bool) -> int:
     """Columns of x that a scale covers for `count` tokens; 0: the linear does not take fixed point.
 
-    Weights with a scale a row need none within their columns, and sum integers to the end where x has none either.
+    Weights with a scale a row need none within their columns, and sum integers to the end where x has none either,
+    unless `blocks`: who makes x wants them.
     """
     encodings = [part.encoding for part in linear.parts]
     if any(e.codec != "i8" or e.scales not in ("f16", "f32") for e in encodings):
@@ -237,7 +260,7 @@ def planes_block(linear: Linear, count: int) -> int:
     groups = {e.group_size for e in encodings}
     if any(group % 32 for group in groups):
         return 0
-    if groups == {0} or count > BLOCKS_UP_TO:
+    if count > BLOCKS_UP_TO or (groups == {0} and not blocks):
         return linear.columns
     return 64 if all(group % 64 == 0 for group in groups) else 32
 

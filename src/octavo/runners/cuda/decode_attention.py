@@ -22,7 +22,7 @@ import triton.language as tl
 from octavo.models.spec import Attention
 from octavo.runners.cuda.activation import tanh
 from octavo.runners.cuda.device_model import DeviceLayer
-from octavo.runners.cuda.gemv import shuffled_place
+from octavo.runners.cuda.gemv_inputs import shuffled_place
 from octavo.runners.cuda.heads import load_angles, load_heads, qk_norm_kind
 from octavo.runners.cuda.kv_cache import LayerCache
 from octavo.runners.cuda.ptx import prefetch_l2, release_dependents, wait_for_inputs

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from octavo.runners.cuda.device_model import Matrix
-from octavo.runners.cuda.gemv import shuffled_place
+from octavo.runners.cuda.gemv_inputs import shuffled_place
 from octavo.runners.cuda.unpack import unpack_row
 
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from octavo.models.spec import DenseMLP
 from octavo.runners.cuda.activation import activate
 from octavo.runners.cuda.fixed_point import Planes, store_planes
-from octavo.runners.cuda.gemv import shuffled_place
+from octavo.runners.cuda.gemv_inputs import shuffled_place
 from octavo.runners.cuda.heads import load_sum
 from octavo.runners.cuda.ptx import release_dependents, wait_for_inputs
 

@@ -69,6 +69,27 @@ def store_planes(pairs, scales, column, value, C: tl.constexpr, XB: tl.constexpr
     tl.store(scales + block, scale, mask=block < (C + XB - 1) // XB)
 
 
+@triton.jit
+def store_planes_of_rows(
+    pairs, scales, value, first, token, present, columns, BN: tl.constexpr, BM: tl.constexpr, XB: tl.constexpr
+):
+    """`value` fp32 [BN columns, BM tokens] from column `first` on -> bytes at `pairs` [T, 2, columns] and scales."""
+    blocks = tl.reshape(value, (BN // XB, XB, BM))
+    scale, inverse = block_scale(tl.max(tl.abs(blocks), 1))
+    q = tl.reshape(quantize(blocks, inverse[:, None, :]), (BN, BM))
+    column = first + tl.arange(0, BN)
+    wanted = present[None, :] & (column < columns)[:, None]
+    place = token.to(tl.int64)[None, :] * (2 * columns) + column[:, None]
+    tl.store(pairs + place, high_byte(q).to(tl.int8), mask=wanted)
+    tl.store(pairs + columns + place, low_byte(q).to(tl.int8), mask=wanted)
+    block = first // XB + tl.arange(0, BN // XB)
+    tl.store(
+        scales + token[None, :] * (columns // XB) + block[:, None],
+        scale,
+        mask=present[None, :] & (block < columns // XB)[:, None],
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Planes:
     """Activations of T tokens in fixed point."""

@@ -27,22 +27,18 @@ import triton.language as tl
 from octavo.runners.cuda.activation import activate, tanh
 from octavo.runners.cuda.code_tables import CODE_TABLES
 from octavo.runners.cuda.device_model import Matrix
-from octavo.runners.cuda.fixed_point import block_scale, pack_bytes, quantize
-from octavo.runners.cuda.ptx import (
-    dp4a,
-    opaque,
-    permute_bytes,
-    release_dependents,
-    wait_for_inputs,
+from octavo.runners.cuda.gemv_inputs import (
+    load_gains,
+    load_planes,
+    load_values,
+    quantize_shuffled,
+    shuffled_place,
+    sums_of,
 )
+from octavo.runners.cuda.gemv_scales import group_numbers, load_scales
+from octavo.runners.cuda.ptx import dp4a, permute_bytes, release_dependents, wait_for_inputs
 from octavo.runners.cuda.tiles import LANE_COLUMNS, Tile
-from octavo.runners.cuda.unpack import e4m3_value, record_bytes, split_f9z7
-
-
-@triton.jit
-def shuffled_place(column):
-    """Where a column stands in a shuffled vector: 4 i + j and 4 j + i of each block of 16 are exchanged."""
-    return (column & -16) | ((column & 3) << 2) | ((column >> 2) & 3)
+from octavo.runners.cuda.unpack import e4m3_value
 
 
 @triton.jit
@@ -74,196 +70,6 @@ def _load_codes(
             mask = mask & (step * L + lane < C // LANE)
         tiles = tiles + (tl.load(codes + place, mask=mask, other=0, eviction_policy="evict_first"),)
     return tiles
-
-
-@triton.jit
-def _load_scales(
-    scales, rows, wanted, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr,
-    LANE: tl.constexpr, GROUP: tl.constexpr, EACH: tl.constexpr,
-):  # fmt: skip
-    """For each of STEPS and each group in a lane the raw numbers, tiles [L, BN] that `_numbers` reads; [BN] where a
-    row has one."""
-    if GROUP == 0 and EACH == 1:
-        return (tl.load(scales + rows, mask=wanted, other=0),)
-    else:
-        HALVES: tl.constexpr = 2 if GROUP == 16 and LANE == 32 else 1
-        lane = tl.arange(0, L)[:, None]
-        groups: tl.constexpr = (C + GROUP - 1) // GROUP if GROUP else 1
-        kind: tl.constexpr = scales.dtype.element_ty
-        tiles = ()
-        for half in tl.static_range(STEPS * HALVES):
-            at = half // HALVES * L + lane
-            mask = wanted[None, :] & (at < C // LANE)
-            column = at * LANE + half % HALVES * 16
-            group = opaque(column // GROUP if GROUP else at * 0)
-            if kind == tl.uint8 or kind == tl.int8:
-                record = scales + rows[None, :] * record_bytes(C, GROUP, EACH)
-                number = record + 2 * EACH * ((C + 255) // 256)
-                shared = opaque(column // 256)
-                if EACH == 2:
-                    numbers = tl.load(_as(number, tl.uint16) + group, mask=mask, other=0)
-                    tiles = tiles + (numbers, tl.load(_as(record, tl.int32) + shared, mask=mask, other=0))
-                else:
-                    numbers = tl.load(number + group, mask=mask, other=0)
-                    tiles = tiles + (numbers, tl.load(_as(record, tl.float16) + shared, mask=mask, other=0))
-            else:
-                place = rows[None, :] * groups + group
-                if EACH == 1 or kind == tl.int16:
-                    tiles = tiles + (tl.load(scales + place, mask=mask, other=0),)
-                elif kind == tl.float16:
-                    tiles = tiles + (tl.load(_as(scales, tl.int32) + place, mask=mask, other=0),)
-                else:
-                    tiles = tiles + (
-                        tl.load(scales + 2 * place, mask=mask, other=0),
-                        tl.load(scales + 2 * place + 1, mask=mask, other=0),
-                    )
-        return tiles
-
-
-@triton.jit
-def _as(pointer, KIND: tl.constexpr):
-    return pointer.to(tl.pointer_type(KIND), bitcast=True)
-
-
-@triton.jit
-def _half(word, HIGH: tl.constexpr):
-    """The low or the high 16 bits as a float16, in fp32."""
-    bits = word >> 16 if HIGH else word & 0xFFFF
-    return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-
-
-@triton.jit
-def _numbers(raw, half: tl.constexpr, EACH: tl.constexpr):
-    """What `_load_scales` loaded for one of its tiles -> fp32 [L, BN] scales and, where EACH is 2, minimums."""
-    kind: tl.constexpr = raw[0].dtype
-    least = 0.0
-    if kind == tl.int16:
-        scale, zero = split_f9z7(raw[half].to(tl.int32))
-        least = scale * zero
-    elif kind == tl.uint16:
-        pair = raw[2 * half].to(tl.int32)
-        scale = (pair & 255).to(tl.float32) * _half(raw[2 * half + 1], False)
-        least = ((pair >> 8) & 255).to(tl.float32) * _half(raw[2 * half + 1], True)
-    elif kind == tl.int8 or kind == tl.uint8:
-        scale = raw[2 * half].to(tl.float32) * raw[2 * half + 1].to(tl.float32)
-    elif kind == tl.int32:
-        scale = _half(raw[half], False)
-        least = _half(raw[half], True)
-    elif EACH == 2:
-        scale = raw[2 * half]
-        least = raw[2 * half + 1]
-    else:
-        scale = raw[half].to(tl.float32)
-    return scale, least
-
-
-@triton.jit
-def _load_planes(
-    high, low, scales, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr, LANE: tl.constexpr
-):
-    """Quantized activations: words of high and low bytes [L, 1, 4] for each 16 columns of a lane, and scales."""
-    lane = tl.arange(0, L)[:, None, None]
-    word = tl.arange(0, 4)[None, None, :]
-    flat = tl.arange(0, L)[:, None]
-    words = ()
-    factors = ()
-    for step in tl.static_range(STEPS):
-        mask = step * L + lane < C // LANE
-        for half in tl.static_range(LANE // 16):
-            place = (step * L + lane) * (LANE // 4) + half * 4 + word
-            words = words + (
-                tl.load(high + place, mask=mask, other=0),
-                tl.load(low + place, mask=mask, other=0),
-            )
-        factors = factors + (
-            tl.load(scales + (step * L + flat) * LANE // 32, mask=step * L + flat < C // LANE, other=0.0),
-        )
-    return words, factors
-
-
-@triton.jit
-def _load_gains(gain, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr, LANE: tl.constexpr):
-    """A norm's gain in shuffled order, as `_quantize_shuffled` takes it."""
-    lane = tl.arange(0, L)[:, None, None]
-    word = tl.arange(0, 4)[None, None, :]
-    gains = ()
-    for step in tl.static_range(STEPS):
-        mask = step * L + lane < C // LANE
-        for plane in tl.static_range(LANE // 4):
-            place = (step * L + lane) * LANE + plane * 4 + word
-            gains = gains + (tl.load(gain + place, mask=mask, other=0.0),)
-    return gains
-
-
-@triton.jit
-def _quantize_shuffled(
-    x, gains, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr, LANE: tl.constexpr, NORMED: tl.constexpr
-):
-    """As `_load_planes`, from fp32 in shuffled order: a plane of every fourth column is contiguous there.
-
-    NORMED: of x times `gains`; then also the sum of squares of x.
-    """
-    lane = tl.arange(0, L)[:, None, None]
-    word = tl.arange(0, 4)[None, None, :]
-    words = ()
-    factors = ()
-    squares = tl.zeros((L, 1, 4), tl.float32)
-    for step in tl.static_range(STEPS):
-        mask = step * L + lane < C // LANE
-        values = ()
-        largest = tl.zeros((L, 1, 4), tl.float32)
-        for plane in tl.static_range(LANE // 4):
-            value = tl.load(x + (step * L + lane) * LANE + plane * 4 + word, mask=mask, other=0.0)
-            if NORMED:
-                squares += value * value
-                value *= gains[step * (LANE // 4) + plane]
-            values = values + (value,)
-            largest = tl.maximum(largest, tl.abs(value))
-        scale, inverse = block_scale(tl.max(largest, 2))
-        for half in tl.static_range(LANE // 16):
-            q0 = quantize(values[half * 4], inverse[:, :, None])
-            q1 = quantize(values[half * 4 + 1], inverse[:, :, None])
-            q2 = quantize(values[half * 4 + 2], inverse[:, :, None])
-            q3 = quantize(values[half * 4 + 3], inverse[:, :, None])
-            words = words + pack_bytes(q0, q1, q2, q3)
-        factors = factors + (scale,)
-    return words, factors, squares
-
-
-@triton.jit
-def _load_values(
-    x, C: tl.constexpr, L: tl.constexpr, STEPS: tl.constexpr, LANE: tl.constexpr, BYTES: tl.constexpr
-):
-    """fp32 [L, 1, LANE] a step, beside plain values; where BYTES, four [L, 1, 4], beside the bytes of words."""
-    lane = tl.arange(0, L)[:, None, None]
-    values = ()
-    for step in tl.static_range(STEPS):
-        mask = step * L + lane < C // LANE
-        if BYTES:
-            word = tl.arange(0, 4)[None, None, :]
-            for byte in tl.static_range(4):
-                place = (step * L + lane) * LANE + word * 4 + byte
-                values = values + (tl.load(x + place, mask=mask, other=0.0),)
-        else:
-            item = tl.arange(0, LANE)[None, None, :]
-            values = values + (tl.load(x + (step * L + lane) * LANE + item, mask=mask, other=0.0),)
-    return values
-
-
-@triton.jit
-def _sums_of(words, L: tl.constexpr, HALVES: tl.constexpr, BLOCKS: tl.constexpr):
-    """Integer sums [L, 1] of the activations of each of HALVES parts of BLOCKS 16 columns: what a group's minimum is
-    multiplied with."""
-    ones = tl.full((L, 1, 4), 0x01010101, tl.int32)
-    sums = ()
-    for half in tl.static_range(HALVES):
-        high = tl.zeros((L, 1, 4), tl.int32)
-        low = high
-        for block in tl.static_range(BLOCKS):
-            high = dp4a(ones, words[(half * BLOCKS + block) * 2], high)
-            low = dp4a(ones, words[(half * BLOCKS + block) * 2 + 1], low)
-        sums = sums + (tl.sum(high * 256 + low, 2),)
-    return sums
 
 
 @triton.jit
@@ -328,7 +134,7 @@ def _product(
                 part = high * 256 + low
             product = tl.sum(part, 2).to(tl.float32)
             if not ROWS:
-                scale, least = _numbers(raw, half, EACH)
+                scale, least = group_numbers(raw, half, EACH)
                 product *= scale * UNIT
                 if EACH == 2:
                     product += sums[half].to(tl.float32) * least
@@ -370,25 +176,25 @@ def gemv_kernel(
     tiles = _load_codes(codes, rows, wanted, C, L, STEPS, LANE, ITEMS)
     raw = (0,)
     if not PLAIN:
-        raw = _load_scales(scales, rows, wanted, C, L, STEPS, LANE, GROUP, EACH)
+        raw = load_scales(scales, rows, wanted, C, L, STEPS, LANE, GROUP, EACH)
     gains = (0,)
     if INPUT == "normed":
-        gains = _load_gains(x_scales, C, L, STEPS, LANE)
+        gains = load_gains(x_scales, C, L, STEPS, LANE)
     wait_for_inputs(PDL)
 
     factors = (0,)
     sums = (0,)
     norm = 1.0
     if INPUT == "planes":
-        words, factors = _load_planes(x, x_low, x_scales, C, L, STEPS, LANE)
+        words, factors = load_planes(x, x_low, x_scales, C, L, STEPS, LANE)
     elif INPUT == "values":
-        words = _load_values(x, C, L, STEPS, LANE, CODEC == "e4m3")
+        words = load_values(x, C, L, STEPS, LANE, CODEC == "e4m3")
     else:
-        words, factors, squares = _quantize_shuffled(x, gains, C, L, STEPS, LANE, INPUT == "normed")
+        words, factors, squares = quantize_shuffled(x, gains, C, L, STEPS, LANE, INPUT == "normed")
         if INPUT == "normed":
             norm = tl.rsqrt(tl.sum(squares) / K + eps)
     if EACH == 2:
-        sums = _sums_of(words, L, STEPS * HALVES, LANE // 16 // HALVES)
+        sums = sums_of(words, L, STEPS * HALVES, LANE // 16 // HALVES)
 
     top = tl.full((BN,), float("-inf"), tl.float32)
     top_ids = tl.zeros((BN,), tl.int32)
@@ -400,7 +206,7 @@ def gemv_kernel(
         next_tiles = _load_codes(codes, next_rows, wanted, C, L, STEPS, LANE, ITEMS)
         next_raw = raw
         if not PLAIN:
-            next_raw = _load_scales(scales, next_rows, wanted, C, L, STEPS, LANE, GROUP, EACH)
+            next_raw = load_scales(scales, next_rows, wanted, C, L, STEPS, LANE, GROUP, EACH)
         result = _product(
             tiles, raw, words, factors, sums, L, BN, STEPS, CODEC, GROUP, LANE, EACH, TABLE, UNIT
         )

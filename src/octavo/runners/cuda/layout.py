@@ -65,7 +65,7 @@ class Encoding:
     codec: Codec
     group_size: int
     """Columns a scale covers; 0: one scale a row, or none where values are plain."""
-    scales: ScaleStorage | Literal["none", "f9z7"]
+    scales: ScaleStorage | Literal["none"]
 
     @property
     def has_minimums(self) -> bool:

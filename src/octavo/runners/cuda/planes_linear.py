@@ -8,9 +8,10 @@ for its first weights before it waits for the kernel before. The columns may be 
 `out`, and who reads it adds them in order.
 
 Contract: planes int8 [M, 2, C] and scales fp32 [M, C / BK] or [M, 1] (`fixed_point`), the matrix [N, C] of layout
-`cuda-b64-1` in codec i8 -> out fp32 [S, M, N], which may be columns of a wider one (+ bias, in split 0).
-LOGITS: multiplier and softcap, and the best token of each BN rows. Shape letters: M rows of x, N output rows,
-C padded columns, S splits; BM, BN, BK of each at once.
+`cuda-b64-1` in codec i8 -> out fp32 [S, M, N], which may be columns of a wider one (+ bias, in split 0). Other
+epilogues: `logits`: multiplier and softcap, and the best token of each BN rows; `gate`: rows n and n + N / 2 ->
+act(gate) * up as planes [M, 2, columns], which have zeros past N / 2, a scale for each XB of them. Shape letters: M
+rows of x, N output rows, C padded columns, S splits; BM, BN, BK of each at once.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from octavo.runners.cuda.activation import tanh
+from octavo.runners.cuda.activation import activate, tanh
 from octavo.runners.cuda.device_model import Matrix
-from octavo.runners.cuda.fixed_point import Planes
+from octavo.runners.cuda.fixed_point import Planes, store_planes_of_rows
 from octavo.runners.cuda.ptx import prefetch_l2, release_dependents, wait_for_inputs
 
 
@@ -53,15 +54,69 @@ def _joined(part, BN: tl.constexpr, BM: tl.constexpr):
     return (high * 256 + low).to(tl.float32)
 
 
+@triton.jit
+def _load_tile(
+    source, first, column, rows, columns, HEIGHT: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr
+):  # fmt: skip
+    """int8 [HEIGHT, BK] at row `first` of [rows, columns], zeros past its end."""
+    if DESCRIPTORS:
+        return source.load([first, column])
+    else:
+        row = first + tl.arange(0, HEIGHT)[:, None]
+        place = column + tl.arange(0, BK)[None, :]
+        return tl.load(
+            source + row.to(tl.int64) * columns + place, mask=(row < rows) & (place < columns), other=0
+        )
+
+
+@triton.jit
+def _add_block(
+    total, whole, code, x, factor, x_factor,
+    BN: tl.constexpr, BM: tl.constexpr, GROUP: tl.constexpr, X_GROUP: tl.constexpr,
+):  # fmt: skip
+    """A block's product added to `total` fp32 [BN, BM], or where no scale is a block's own to `whole`."""
+    if GROUP > 0 or X_GROUP > 0:
+        value = _joined(tl.dot(code, x.T, out_dtype=tl.int32), BN, BM)
+        if X_GROUP > 0:
+            value = value * x_factor[None, :]
+        if GROUP > 0:
+            value = value * factor[:, None]
+        total += value
+    else:
+        whole = tl.dot(code, x.T, whole, out_dtype=tl.int32)
+    return total, whole
+
+
+@triton.jit
+def _finish(
+    total, whole, x_scales, scales, bias, row, inside, token, present, adding,
+    BN: tl.constexpr, BM: tl.constexpr, GROUP: tl.constexpr, X_GROUP: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """What scales remain, and the bias where `adding`."""
+    if GROUP == 0 and X_GROUP == 0:
+        total = _joined(whole, BN, BM)
+    if X_GROUP == 0:
+        total = total * tl.load(x_scales + token, mask=present, other=0.0)[None, :]
+    if GROUP == 0:
+        total = total * tl.load(scales + row, mask=inside, other=0.0).to(tl.float32)[:, None]
+    if BIAS:
+        total += tl.load(bias + row, mask=inside & adding, other=0.0)[:, None]
+    return total
+
+
 @triton.jit(do_not_specialize=["M", "N", "blocks", "splits", "stride", "split_stride"])
 def planes_linear_kernel(
     weights, planes, codes, x_scales, scales, bias, out, best, best_ids, M, N, blocks, splits, stride, split_stride,
     multiplier, softcap, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, UNROLL: tl.constexpr,
     GROUP: tl.constexpr, X_GROUP: tl.constexpr, DESCRIPTORS: tl.constexpr, LINES: tl.constexpr,
-    BIAS: tl.constexpr, LOGITS: tl.constexpr, SOFTCAP: tl.constexpr, PDL: tl.constexpr,
+    BIAS: tl.constexpr, EPILOGUE: tl.constexpr, SOFTCAP: tl.constexpr, ACTIVATION: tl.constexpr,
+    XB: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (ceil(M / BM) S, ceil(N / BN)). `blocks` is C / 64; GROUP is a multiple of BK, or 0, X_GROUP is BK,
-    or 0. `weights` and `planes` are descriptors of [BN, BK] and [2 BM, BK] of them, or pointers."""
+    """Grid: (ceil(M / BM) S, ceil(N / BN)), or ceil(columns / BN) of a gate's planes.
+
+    `blocks` is C / 64; GROUP is a multiple of BK, or 0, X_GROUP is BK, or 0. `weights` and `planes` are descriptors
+    of [BN, BK] and [2 BM, BK] of them, or pointers.
+    """
     release_dependents(PDL)
     tokens = (M + BM - 1) // BM
     tile_m = tl.program_id(0) % tokens
@@ -72,68 +127,74 @@ def planes_linear_kernel(
     share = (steps + splits - 1) // splits
     first = split * share
     last = tl.minimum(first + share, steps)
+    GATE: tl.constexpr = EPILOGUE == "gate"
+    end = N // 2 if GATE else N
     row = tile_n * BN + tl.arange(0, BN)
     token = tile_m * BM + tl.arange(0, BM)
-    plane = tile_m * (2 * BM) + tl.arange(0, 2 * BM)
-    inside = row < N
+    inside = row < end
     present = token < M
     if LINES > 0:
         line = first * (UNROLL * BK) + tl.arange(0, LINES)[None, :] * 128
-        line = tl.minimum(row, N - 1)[:, None].to(tl.int64) * C + tl.minimum(line, C - 1)
+        line = tl.minimum(row, end - 1)[:, None].to(tl.int64) * C + tl.minimum(line, C - 1)
         prefetch_l2(codes.to(tl.int64) + line)
+        if GATE:
+            prefetch_l2(codes.to(tl.int64) + end.to(tl.int64) * C + line)
     factors = _block_scales(scales, row, inside, first, last, C, BK, GROUP, UNROLL)
+    up_factors = factors
+    if GATE:
+        up_factors = _block_scales(scales, end + row, inside, first, last, C, BK, GROUP, UNROLL)
     wait_for_inputs(PDL)
     x_factors = _block_scales(x_scales, token, present, first, last, C, BK, X_GROUP, UNROLL)
     total = tl.zeros((BN, BM), tl.float32)
     whole = tl.zeros((BN, 2 * BM), tl.int32)
+    up, up_whole = total, whole
     for at in tl.range(first, last):
         next_factors = _block_scales(scales, row, inside, at + 1, last, C, BK, GROUP, UNROLL)
+        next_up_factors = up_factors
+        if GATE:
+            next_up_factors = _block_scales(scales, end + row, inside, at + 1, last, C, BK, GROUP, UNROLL)
         next_x_factors = _block_scales(x_scales, token, present, at + 1, last, C, BK, X_GROUP, UNROLL)
         for block in tl.static_range(UNROLL):
             column = (at * UNROLL + block) * BK
-            if DESCRIPTORS:
-                code = weights.load([tile_n * BN, column])
-                x = planes.load([tile_m * (2 * BM), column])
-            else:
-                place = column + tl.arange(0, BK)[None, :]
-                wanted = inside[:, None] & (place < C)
-                code = tl.load(weights + row[:, None].to(tl.int64) * C + place, mask=wanted, other=0)
-                x = tl.load(
-                    planes + plane[:, None] * C + place, mask=(plane < 2 * M)[:, None] & (place < C), other=0
+            code = _load_tile(weights, tile_n * BN, column, N, C, BN, BK, DESCRIPTORS)
+            x = _load_tile(planes, tile_m * (2 * BM), column, 2 * M, C, 2 * BM, BK, DESCRIPTORS)
+            total, whole = _add_block(
+                total, whole, code, x, factors[block], x_factors[block], BN, BM, GROUP, X_GROUP
+            )
+            if GATE:
+                code = _load_tile(weights, end + tile_n * BN, column, N, C, BN, BK, DESCRIPTORS)
+                up, up_whole = _add_block(
+                    up, up_whole, code, x, up_factors[block], x_factors[block], BN, BM, GROUP, X_GROUP
                 )
-            if GROUP > 0 or X_GROUP > 0:
-                value = _joined(tl.dot(code, x.T, out_dtype=tl.int32), BN, BM)
-                if X_GROUP > 0:
-                    value = value * x_factors[block][None, :]
-                if GROUP > 0:
-                    value = value * factors[block][:, None]
-                total += value
-            else:
-                whole = tl.dot(code, x.T, whole, out_dtype=tl.int32)
         factors = next_factors
+        up_factors = next_up_factors
         x_factors = next_x_factors
-    if GROUP == 0 and X_GROUP == 0:
-        total = _joined(whole, BN, BM)
-    if X_GROUP == 0:
-        total = total * tl.load(x_scales + token, mask=present, other=0.0)[None, :]
-    if GROUP == 0:
-        total = total * tl.load(scales + row, mask=inside, other=0.0).to(tl.float32)[:, None]
-    if BIAS:
-        total += tl.load(bias + row, mask=inside & (split == 0), other=0.0)[:, None]
-    if LOGITS:
-        total = total * multiplier
-        if SOFTCAP:
-            total = softcap * tanh(total / softcap)
-        # A row that is not finite has to be seen: it wins as +inf.
-        seen = tl.where(total == total, total, float("inf"))
-        seen = tl.where(inside[:, None], seen, float("-inf"))
-        most = tl.max(seen, 0)
-        chosen = tl.min(tl.where(seen == most[None, :], row[:, None], 2147483647), 0)
-        place = token * tl.num_programs(1) + tile_n
-        tl.store(best + place, most, mask=present)
-        tl.store(best_ids + place, chosen, mask=present)
-    place = split.to(tl.int64) * split_stride + token[None, :].to(tl.int64) * stride + row[:, None]
-    tl.store(out + place, total, mask=inside[:, None] & present[None, :])
+    total = _finish(
+        total, whole, x_scales, scales, bias, row, inside, token, present, split == 0,
+        BN, BM, GROUP, X_GROUP, BIAS,
+    )  # fmt: skip
+    if GATE:
+        up = _finish(
+            up, up_whole, x_scales, scales, bias, end + row, inside, token, present, split == 0,
+            BN, BM, GROUP, X_GROUP, BIAS,
+        )  # fmt: skip
+        value = tl.where(inside[:, None], activate(total, ACTIVATION) * up, 0.0)
+        store_planes_of_rows(out, best, value, tile_n * BN, token, present, stride, BN, BM, XB)
+    else:
+        if EPILOGUE == "logits":
+            total = total * multiplier
+            if SOFTCAP:
+                total = softcap * tanh(total / softcap)
+            # A row that is not finite has to be seen: it wins as +inf.
+            seen = tl.where(total == total, total, float("inf"))
+            seen = tl.where(inside[:, None], seen, float("-inf"))
+            most = tl.max(seen, 0)
+            chosen = tl.min(tl.where(seen == most[None, :], row[:, None], 2147483647), 0)
+            place = token * tl.num_programs(1) + tile_n
+            tl.store(best + place, most, mask=present)
+            tl.store(best_ids + place, chosen, mask=present)
+        place = split.to(tl.int64) * split_stride + token[None, :].to(tl.int64) * stride + row[:, None]
+        tl.store(out + place, total, mask=inside[:, None] & present[None, :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +228,19 @@ class RowLogits:
     """int32, like `best`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """act(gate) * up instead of the rows of gate over up, as the next product takes it."""
+
+    activation: str
+    out: Planes
+    """In blocks of columns, not wider than the tile is high."""
+
+
 def planes_linear(
     matrix: Matrix,
     x: Planes,
-    out: torch.Tensor,
+    out: torch.Tensor | Gate,
     tile: PlanesTile,
     *,
     pdl: bool,
@@ -178,35 +248,42 @@ def planes_linear(
     logits: RowLogits | None = None,
 ) -> None:
     """Launch it: x of M tokens, in blocks of 32 or 64 columns that divide the matrix's groups or with a scale for all
-    -> `out` fp32 [S, M, N], rows contiguous."""
-    splits, count, _ = out.shape
+    -> `out` fp32 [S, M, N], rows contiguous, or the planes of a gate."""
+    count = x.pairs.shape[0]
     group = matrix.encoding.group_size
     whole_rows = x.scales.shape[1] == 1
     block = (min(group, 64) or tile.columns) if whole_rows else x.block_columns
+    gate = out if isinstance(out, Gate) else None
     assert matrix.encoding.codec == "i8"
     assert group % block == 0
-    assert splits == tile.splits
-    assert logits is None or splits == 1
+    if isinstance(out, Gate):
+        to, strides, width = out.out.pairs, (0, out.out.columns), out.out.columns
+        assert tile.splits == 1
+        assert tile.rows % out.out.block_columns == 0
+    else:
+        to, strides, width = out, (out.stride(0), out.stride(1)), matrix.rows
+        assert tile.splits == out.shape[0]
+        assert logits is None or tile.splits == 1
     height = min(tile.tokens, max(8, triton.next_power_of_2(count)))
     codes = matrix.elements.view(matrix.rows, matrix.columns)
     pairs = x.pairs.view(2 * count, matrix.columns)
-    unused = out
-    planes_linear_kernel[(triton.cdiv(count, height) * splits, triton.cdiv(matrix.rows, tile.rows))](
+    unused = x.scales
+    planes_linear_kernel[(triton.cdiv(count, height) * tile.splits, triton.cdiv(width, tile.rows))](
         TensorDescriptor.from_tensor(codes, [tile.rows, block]) if descriptors else codes,
         TensorDescriptor.from_tensor(pairs, [2 * height, block]) if descriptors else pairs,
         codes,
         x.scales,
         matrix.scales,
         unused if matrix.bias is None else matrix.bias,
-        out,
-        unused if logits is None else logits.best,
+        to,
+        logits.best if logits is not None else gate.out.scales if gate is not None else unused,
         unused if logits is None else logits.best_ids,
         count,
         matrix.rows,
         matrix.columns // 64,
-        splits,
-        out.stride(1),
-        out.stride(0),
+        tile.splits,
+        strides[1],
+        strides[0],
         1.0 if logits is None else logits.multiplier,
         1.0 if logits is None else logits.softcap or 1.0,
         BM=height,
@@ -218,8 +295,10 @@ def planes_linear(
         DESCRIPTORS=descriptors,
         LINES=tile.early_bytes // 128 if pdl else 0,
         BIAS=matrix.bias is not None,
-        LOGITS=logits is not None,
+        EPILOGUE="gate" if gate is not None else "logits" if logits is not None else "store",
         SOFTCAP=logits is not None and logits.softcap is not None,
+        ACTIVATION="silu" if gate is None else gate.activation,
+        XB=64 if gate is None else gate.out.block_columns,
         PDL=pdl,
         num_warps=tile.warps,
         num_stages=tile.stages,

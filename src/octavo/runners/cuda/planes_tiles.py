@@ -11,19 +11,19 @@ from octavo.runners.cuda.limits import PARTIAL_SUMS
 from octavo.runners.cuda.planes_linear import PlanesTile
 from octavo.runners.cuda.tiles import family_of
 
-Key = tuple[int, int, int]
-"""Output rows, columns, and rows of x (a power of two; a table's entry also serves those below it)."""
+Key = tuple[int, int, int, int]
+"""Group size, output rows, columns, and rows of x: a power of two, which also serves those below it."""
 
 
 def planes_tile_for(
-    card: str, multiprocessors: int, rows: int, columns: int, count: int, *, splitting: bool
+    card: str, multiprocessors: int, group: int, rows: int, columns: int, count: int, *, splitting: bool
 ) -> PlanesTile:
     """The tile of a [rows, columns] matrix, `columns` padded, for `count` tokens. `splitting`: who reads the product
     adds partial sums."""
     table = _MEASURED.get(family_of(card), {})
-    sizes = sorted(size for n, c, size in table if (n, c) == (rows, columns) and size >= count)
+    sizes = sorted(key[3] for key in table if key[:3] == (group, rows, columns) and key[3] >= count)
     if sizes:
-        return table[rows, columns, sizes[0]]
+        return table[group, rows, columns, sizes[0]]
     return _default(multiprocessors, rows, columns, count, splitting=splitting)
 
 

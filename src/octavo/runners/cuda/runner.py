@@ -82,8 +82,8 @@ class _Slot:
 class _StepKey:
     """What decode steps differ in."""
 
-    count: int
-    """Rows, a bucket's."""
+    rows: int
+    """A bucket's."""
     adapted: bool
     """Whether a row has an adapter: the others of the batch are then computed so, too."""
 
@@ -161,7 +161,7 @@ class CudaRunner:
 
     def _make_decode_step(self, key: _StepKey) -> Step:
         """One row without an adapter has kernels of its own."""
-        slots = torch.full((key.count,), self._spare_slot, dtype=torch.int32, device=self._device)
+        slots = torch.full((key.rows,), self._spare_slot, dtype=torch.int32, device=self._device)
         assert self._model is not None
         given = (
             self._model,
