@@ -57,7 +57,8 @@ def joint_zeros(words: np.ndarray) -> np.ndarray:
 def nearest_joint_scale(scales: np.ndarray) -> np.ndarray:
     """float32, above 0 -> int64, the place of the nearest scale that a joint word can hold."""
     rounded = scales.view(np.uint32).astype(np.int64) + (1 << 18)
-    return np.clip((rounded >> 19) - (105 << 4), 0, 511)
+    places: np.ndarray = np.clip((rounded >> 19) - (105 << 4), 0, 511)
+    return places
 
 
 def join_scale_and_zero(places: np.ndarray, eighths: np.ndarray) -> np.ndarray:
