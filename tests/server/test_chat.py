@@ -111,7 +111,7 @@ def test_an_sdk_message_dumped_with_its_nulls_comes_back(fake):
         ({"chat_template": "{{ x }}"}, "chat_template", "unsupported_parameter"),
         ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter"),
         ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
-        ({"messages": []}, None, "invalid_value"),
+        ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role", "invalid_value"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_value"),
         (

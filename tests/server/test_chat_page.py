@@ -105,7 +105,10 @@ def test_an_answer_streams_and_says_how_fast(page: Page) -> None:
     assert answer.locator("strong").first.inner_text() == "this"
     facts = answer.locator(".facts").inner_text()
     assert re.search(r"[\d.]+ tokens/s . first token after [\d.]+ s . \d+ tokens in, \d+ out", facts)
-    assert "fake" in page.tab.inner_text("#status")
+    status = page.tab.inner_text("#status")
+    assert "fake" in status
+    assert "1 MiB planned" in status
+    assert "512 tokens of context" in status
 
 
 def test_html_in_an_answer_does_nothing(page: Page) -> None:

@@ -64,6 +64,7 @@ def _details(service: Service, served: ServedModel) -> dict[str, Any]:
         facts = {k: v for k, v in known.facts.items() if k not in ("device_reason",)}
         found |= {
             "vocab_size": known.vocab_size,
+            "memory_bytes": resident.link.needed_bytes,
             "has_chat_template": resident.frontend.template is not None,
             "facts": facts,
             "notices": [without_paths(notice) for notice in known.notices],

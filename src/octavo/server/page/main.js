@@ -206,13 +206,12 @@ async function showModel() {
   try {
     const about = await api.model(name);
     const known = about.facts ?? {};
-    const memory = Object.values(known.memory ?? {}).reduce((sum, bytes) => sum + bytes, 0);
     const parts = [
       about.state,
       known.quant && `${[known.quant].flat().join(" + ")} weights`,
       known.runner && `${known.runner} runner${known.device === known.runner ? "" : ` on ${known.device}`}`,
+      about.memory_bytes && `${Math.ceil(about.memory_bytes / 2 ** 20)} MiB planned`,
       about.limits?.context_tokens && `${about.limits.context_tokens} tokens of context`,
-      memory && `${(memory / 2 ** 20).toFixed(0)} MiB`,
     ];
     $("status").textContent = [name, ...parts].filter(Boolean).join(" \u00b7 ");
     $("facts").textContent = known.model ? `Loaded from ${known.model}` : "";
