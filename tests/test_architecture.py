@@ -18,7 +18,7 @@ _LAYERS: tuple[frozenset[str], ...] = tuple(
     for names in (
         "types errors settings version units",
         "paths file_lock models.spec models.parameters",
-        "models sources text devices dtypes",
+        "models sources text nvml devices dtypes",
         "quant",
         "weights packing packed_cache packed_file",
         "runners.base runners",
@@ -56,6 +56,7 @@ _ONLY_IN = {
     "uvicorn": ("server/",),
     "msgpack": ("server/wire.py",),
     "prometheus_client": ("server/metrics.py",),
+    "pynvml": ("nvml.py",),
 }
 """Library -> where it may be imported. devices.py asks torch only whether its build has CUDA."""
 

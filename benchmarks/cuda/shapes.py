@@ -35,12 +35,14 @@ class Shape:
     vocabulary: int
     gemma: bool
     rope_base: float
+    tied: bool
+    """Of checkpoints; models made on the card have a head of their own, so that they do not repeat their input."""
 
 
 SHAPES = {
-    "gemma-2-2b": Shape(26, 2304, 8, 4, 256, 9216, 256000, True, 10000.0),
-    "llama-3.1-8b": Shape(32, 4096, 32, 8, 128, 14336, 128256, False, 500000.0),
-    "llama-3.2-1b": Shape(16, 2048, 32, 8, 64, 8192, 128256, False, 500000.0),
+    "gemma-2-2b": Shape(26, 2304, 8, 4, 256, 9216, 256000, True, 10000.0, True),
+    "llama-3.1-8b": Shape(32, 4096, 32, 8, 128, 14336, 128256, False, 500000.0, False),
+    "llama-3.2-1b": Shape(16, 2048, 32, 8, 64, 8192, 128256, False, 500000.0, True),
 }
 
 

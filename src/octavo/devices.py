@@ -1,7 +1,8 @@
 """Facts about this machine (memory, cores, GPUs), and which device a setting means on it.
 
 Control groups and CPU affinity are honoured, so a container sees its own limits. CUDA is asked through the
-driver's own library: torch is never imported here. What to put on a device is `octavo.plan`'s decision.
+driver's own library: torch is never imported here. Who else is on a card only `octavo.nvml` knows. What to put on a
+device is `octavo.plan`'s decision.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import psutil
 
 from octavo.errors import DeviceError, InvalidParameterError
+from octavo.nvml import CardProcess, CardReader, open_card
 
 DeviceKind = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -33,6 +35,8 @@ class Gpu:
     total_bytes: int
     available_bytes: int | None = None
     """Free beside a CUDA context; None for a device `read_machine` was not asked about."""
+    others: tuple[CardProcess, ...] = ()
+    """Processes that hold memory on it, largest first; none where nobody says."""
 
     @property
     def bfloat16(self) -> bool:
@@ -241,6 +245,7 @@ def _number(path: Path) -> int | None:
 # --- CUDA and MPS ------------------------------------------------------------------------------------
 
 _USE_CPU = "or use --device cpu."
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
@@ -283,7 +288,22 @@ class _Driver:
             ),
             total_bytes=total.value,
             available_bytes=self._free_bytes(device) if measure else None,
+            others=self._others(index) if measure else (),
         )
+
+    def pci_bus_id(self, index: int) -> str:
+        """As 0000:65:00.0: the one name of a card that the management library has too."""
+        found = ctypes.create_string_buffer(32)
+        self.call("cuDeviceGetPCIBusId", found, len(found), self.integer("cuDeviceGet", index))
+        return found.value.decode("ascii", "replace")
+
+    def _others(self, index: int) -> tuple[CardProcess, ...]:
+        card = open_card(self.pci_bus_id(index))
+        if card is None:
+            return ()
+        state = card.read()
+        card.close()
+        return () if state is None else state.others
 
     def _free_bytes(self, device: int) -> int:
         context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
@@ -310,7 +330,7 @@ def read_cuda_driver(
     them.
     """
     try:
-        driver = _Driver(load("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"))
+        driver = _Driver(load(_DRIVER))
     except OSError:
         return Unusable("no NVIDIA driver is installed", f"Install the NVIDIA driver, {_USE_CPU}")
     visible = environment.get("CUDA_VISIBLE_DEVICES")
@@ -343,6 +363,19 @@ def read_cuda_driver(
             f"the NVIDIA driver reports: {error} (CUDA error {error.code})",
             f"See whether nvidia-smi works, {_USE_CPU}",
         )
+
+
+def open_device_card(device: str, load: Callable[[str], Any] = ctypes.CDLL) -> CardReader | None:
+    """The card behind cuda:N for `octavo.nvml`; None for other devices, and where there is nobody to ask."""
+    kind, index = parse_device(device)
+    if kind != "cuda":
+        return None
+    try:
+        driver = _Driver(load(_DRIVER))
+        driver.call("cuInit", 0)
+        return open_card(driver.pci_bus_id(index))
+    except (OSError, _DriverError):
+        return None
 
 
 def _hidden(visible: str) -> Unusable:

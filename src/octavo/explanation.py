@@ -19,7 +19,7 @@ def explain(model: PlannedModel, running: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": model.source.location,
         "revision": model.source.revision,
-        "device": {"name": plan.config.device, "reason": model.device_reason},
+        "device": {"name": plan.config.device, "reason": model.device_reason, "card": running["card"]},
         "runner": {
             "name": plan.runner,
             "layout": plan.layout,

@@ -247,6 +247,7 @@ class LLM:
             "packed_from_cache": self._packed_from_cache,
             "load_seconds": self._load_seconds,
             "memory": dict(running.get("memory", {})),
+            "card": running.get("card"),
             "compiled": dict(running.get("compiled", {})),
             "engine": dict(running.get("engine", {})),
         }

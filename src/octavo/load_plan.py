@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.dtypes import DtypePolicy
+from octavo.nvml import CardProcess
 from octavo.quant.format import Format
 from octavo.runners.base import RunnerConfig
 
@@ -61,6 +62,8 @@ class Pool:
     available_bytes: int
     usable_bytes: int
     """`available_bytes` less the reserve."""
+    others: tuple[CardProcess, ...] = ()
+    """Who else holds memory of a GPU, largest first; none where nobody says."""
 
     @property
     def running_bytes(self) -> int:
@@ -147,6 +150,7 @@ class LoadPlan:
                     "load_peak_bytes": pool.load_peak_bytes,
                     "available_bytes": pool.available_bytes,
                     "usable_bytes": pool.usable_bytes,
+                    "others": [dataclasses.asdict(each) for each in pool.others],
                 }
                 for pool in self.pools
             ],

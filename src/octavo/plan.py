@@ -21,6 +21,7 @@ from octavo.errors import DeviceError, IncompatibleModelError, InvalidParameterE
 from octavo.load_plan import Context, Declined, KVMemory, LoadPlan, Pool, StoredWeights
 from octavo.models.parameters import Parameter
 from octavo.models.spec import KV_PAGE_TOKENS, KVGroup, ModelSpec
+from octavo.nvml import CardProcess
 from octavo.plan_words import (
     context_reason,
     device_reason,
@@ -301,7 +302,7 @@ class _Load:
             return (_pool("host", host | running, packing + weights.own, machine.available_bytes),)
         assert gpu.available_bytes is not None
         return (
-            _pool(self.facts.device.device, running, weights.own, gpu.available_bytes),
+            _pool(self.facts.device.device, running, weights.own, gpu.available_bytes, gpu.others),
             _pool("host", host, packing, machine.available_bytes),
         )
 
@@ -321,13 +322,20 @@ class _Load:
         return min(fitting * KV_PAGE_TOKENS, most)
 
 
-def _pool(name: str, parts: Mapping[str, int], load_peak_bytes: int, available_bytes: int) -> Pool:
+def _pool(
+    name: str,
+    parts: Mapping[str, int],
+    load_peak_bytes: int,
+    available_bytes: int,
+    others: tuple[CardProcess, ...] = (),
+) -> Pool:
     return Pool(
         name=name,
         parts={part: nbytes for part, nbytes in parts.items() if nbytes},
         load_peak_bytes=load_peak_bytes,
         available_bytes=available_bytes,
         usable_bytes=int(available_bytes * (1 - RESERVE_SHARE)),
+        others=others,
     )
 
 

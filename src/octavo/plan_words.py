@@ -14,6 +14,9 @@ from octavo.load_plan import Pool, StoredWeights
 from octavo.models.spec import ModelSpec
 from octavo.units import readable_bytes
 
+MOST_NAMED = 3
+"""Processes that a sentence names."""
+
 
 def device_reason(device: DeviceChoice) -> str:
     return f"device {device.device}: {device.reason}"
@@ -72,7 +75,7 @@ def tight_warning(pool: Pool) -> str:
     left = pool.available_bytes - pool.needed_bytes
     return (
         f"{pool.name} memory is tight: {readable_bytes(pool.needed_bytes)} of {readable_bytes(pool.available_bytes)} "
-        f"available will be used, which leaves {readable_bytes(left)}: a smaller --context leaves more"
+        f"available will be used, which leaves {readable_bytes(left)}{_others(pool)}: a smaller --context leaves more"
     )
 
 
@@ -85,8 +88,21 @@ def refusal(what: str, pools: Sequence[Pool], remedies: Sequence[str]) -> NotEno
         most = ", ".join(f"{part} {readable_bytes(nbytes)}" for part, nbytes in short.parts.items())
     return NotEnoughMemoryError(
         f"{what} needs {readable_bytes(short.needed_bytes)} of {short.name} memory ({most}); "
-        f"{readable_bytes(short.usable_bytes)} may be used of {readable_bytes(short.available_bytes)} available",
+        f"{readable_bytes(short.usable_bytes)} may be used of {readable_bytes(short.available_bytes)} available"
+        f"{_others(short)}",
         remedy=f"Try {' or '.join(remedies)}." if remedies else "Free memory, or choose a smaller model.",
         needed_bytes=short.needed_bytes,
         available_bytes=short.usable_bytes,
     )
+
+
+def _others(pool: Pool) -> str:
+    """Who holds the rest of a card, for the end of a sentence."""
+    if not pool.others:
+        return ""
+    named = [
+        f"pid {each.pid}" + ("" if each.used_bytes is None else f" {readable_bytes(each.used_bytes)}")
+        for each in pool.others[:MOST_NAMED]
+    ]
+    more = len(pool.others) - len(named)
+    return f"; other processes hold memory too ({', '.join(named)}{f', {more} more' if more else ''})"

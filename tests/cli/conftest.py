@@ -72,6 +72,7 @@ class FakeLLM:
             "max_sequences": self.loads[-1].max_sequences or 1,
             "load_seconds": 0.25,
             "memory": {"weights": 3 << 20, "kv": 1 << 20},
+            "card": None,
             "compiled": {"graphs": 0},
         }
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from octavo.nvml import CardProcess, CardState
 from octavo.settings import SamplingParams
 
 FACTS = {
     "model": "fake",
     "revision": None,
-    "device": {"name": "cpu", "reason": "as asked"},
+    "device": {"name": "cpu", "reason": "as asked", "card": None},
     "runner": {
         "name": "cpu",
         "layout": "cpu-r8-1",
@@ -55,6 +56,15 @@ def test_explain_shows_every_part(explained):
     assert "- speculation: off, as asked" in done.out
     assert "in any batch, however a prompt is cut" in done.out
     assert (explained.llm.loads[0].model, explained.llm.asked, explained.llm.closed) == ("some/model", [], 1)
+
+
+def test_explain_says_who_else_is_on_the_card(explained, monkeypatch):
+    state = CardState(80 << 30, 30 << 30, (CardProcess(8, 18 << 30), CardProcess(9, None)), 12.345)
+    facts = {**FACTS, "device": {"name": "cuda:0", "reason": "as asked", "card": state.to_json()}}
+    monkeypatch.setattr(type(explained.llm), "explain", lambda self: facts)
+    out = explained("explain", "some/model").out
+    for said in ("30.0 GiB of 80.0 GiB free", "process 8", "18.0 GiB", "an unknown amount", "12 J since"):
+        assert said in out
 
 
 def test_explain_as_json_and_after_a_run(explained):

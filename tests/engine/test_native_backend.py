@@ -28,6 +28,7 @@ def test_the_whole_contract(toy):
     assert [e.token_id for e in events if e.request_id == kept] == toy.expected(harness, request)
     info = json.loads(json.dumps(backend.info()))
     assert (info["runner"], info["device"], info["memory"].keys()) == ("fake", "cpu", {"kv"})
+    assert info["card"] is None  # not on a card
     assert info["engine"]["generated_tokens"] == 5
     assert info["compiled"]["recompiles"] == 0
     documented = re.findall(r"^\| (`.*?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)

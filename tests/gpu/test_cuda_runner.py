@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from octavo import LLM, SamplingParams
 from octavo.models.spec import ModelSpec
@@ -102,30 +101,6 @@ def test_a_changed_spec_changes_the_logits(models: ModuleType) -> None:
 
 
 # --- through LLM -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(5)
-    config = Gemma2Config(
-        vocab_size=512,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        sliding_window=48,
-        max_position_embeddings=1024,
-    )
-    model = Gemma2ForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.2)  # wide enough that near-ties are rare
-    folder = tmp_path_factory.mktemp("gemma2")
-    model.save_pretrained(folder)
-    return folder
 
 
 PROMPT = [(7 * i) % 512 for i in range(200)]

@@ -6,35 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from octavo import LLM, SamplingParams
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(5)
-    config = Gemma2Config(
-        vocab_size=512,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        sliding_window=48,
-        max_position_embeddings=1024,
-    )
-    model = Gemma2ForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.2)  # wide enough that no greedy choice is a near-tie
-    folder = tmp_path_factory.mktemp("gemma2")
-    model.save_pretrained(folder)
-    return folder
 
 
 PROMPT = [(7 * i) % 512 for i in range(200)]

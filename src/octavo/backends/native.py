@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from octavo.backends.base import Capabilities
+from octavo.devices import open_device_card
 from octavo.engine.engine import MIXED_PREFILL_TOKENS, Engine
 from octavo.engine.hooks import CompileGrammar, MakeDrafter
 from octavo.models.spec import ModelSpec
@@ -33,6 +34,7 @@ class NativeBackend:
         make_drafter: MakeDrafter | None = None,
     ) -> None:
         self._runner_info = runner.info
+        self._card = open_device_card(config.device)
         self._engine = Engine(
             runner,
             config,
@@ -66,9 +68,13 @@ class NativeBackend:
         return self._engine.step(timeout_seconds)
 
     def info(self) -> Mapping[str, Any]:
-        """What the runner is, its memory and compiled counters, and under `engine` the step loop's counters."""
+        """What the runner is, its memory and compiled counters, and under `engine` the step loop's counters.
+
+        `card`: what `octavo.nvml` reads at that moment; None where nobody says.
+        """
         engine = self._engine.info()
         memory, compiled = engine.pop("memory"), engine.pop("compiled")
+        card = None if self._card is None else self._card.read()
         return {
             "backend": "native",
             "runner": self._runner_info.name,
@@ -80,9 +86,12 @@ class NativeBackend:
             "batch_invariant": self._runner_info.batch_invariant,
             "chunk_invariant": self._runner_info.chunk_invariant,
             "memory": memory,
+            "card": None if card is None else card.to_json(),
             "compiled": asdict(compiled),
             "engine": engine,
         }
 
     def close(self) -> None:
         self._engine.close()
+        if self._card is not None:
+            self._card.close()

@@ -88,12 +88,6 @@ def _facts(planned: PlannedModel, info: dict[str, Any]) -> Facts:
         if on_cpu
         else None
     )
-    head_is_apart = not planned.spec.tied_head
-    read = sum(
-        plan.formats[parameter.name].nbytes(math.prod(parameter.shape[:-1]), parameter.shape[-1])
-        for parameter in planned.parameters
-        if not (head_is_apart and parameter.role == "embedding")
-    )
     return Facts(
         model=info["model"],
         quant=info["quant"],
@@ -105,7 +99,17 @@ def _facts(planned: PlannedModel, info: dict[str, Any]) -> Facts:
         context_tokens=info["context_tokens"],
         load_seconds=info["load_seconds"],
         packed_from_cache=info["packed_from_cache"],
-        weight_bytes_per_token=read,
+        weight_bytes_per_token=weight_bytes_per_token(planned),
+    )
+
+
+def weight_bytes_per_token(planned: PlannedModel) -> int:
+    """Packed bytes of all weights but a table that is not the head, of which a step reads a row."""
+    head_is_apart = not planned.spec.tied_head
+    return sum(
+        planned.plan.formats[parameter.name].nbytes(math.prod(parameter.shape[:-1]), parameter.shape[-1])
+        for parameter in planned.parameters
+        if not (head_is_apart and parameter.role == "embedding")
     )
 
 

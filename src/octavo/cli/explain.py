@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octavo.cli.configuration import read_configuration
+from octavo.cli.facts import card_memory
 from octavo.cli.loading import loaded_model
 from octavo.cli.options import Given, accepts, with_model
 from octavo.cli.output import note_all, write_json, write_table
@@ -54,6 +55,7 @@ def explain(
     write_table(
         Text(title),
         _pairs("Runner", _runner(facts["runner"])),
+        *([_pairs("Card", _card(card))] if (card := facts["device"]["card"]) else []),
         _layers(facts["layers"]),
         _pairs("Counters", _flat(facts["counters"] | {"compiled": facts["compiled"]})),
         Text("\n".join(f"- {reason}" for reason in reasons)),
@@ -69,6 +71,18 @@ def _runner(runner: Mapping[str, Any]) -> dict[str, str]:
         **runner["kernels"],
         "same bits": _promise(runner),
     }
+
+
+def _card(card: Mapping[str, Any]) -> dict[str, str]:
+    from octavo.units import readable_bytes
+
+    shown = {"memory": card_memory(card)}
+    for each in card["others"]:
+        used = "an unknown amount" if each["used_bytes"] is None else readable_bytes(each["used_bytes"])
+        shown[f"process {each['pid']}"] = used
+    if card["energy_joules"] is not None:
+        shown["energy"] = f"{card['energy_joules']:.0f} J since the driver was loaded"
+    return shown
 
 
 def _promise(runner: Mapping[str, Any]) -> str:

@@ -30,10 +30,21 @@ def model_facts(info: Mapping[str, Any]) -> str:
     why = "" if info["device_reason"].startswith("as asked") else f"; {info['device_reason']}"
     held = {part: nbytes for part, nbytes in info["memory"].items() if nbytes}
     memory = f"{' + '.join(held)} {readable_bytes(sum(held.values()))}"
+    if card := info["card"]:
+        memory += f", {card_memory(card)}"
     return (
         f"{info['model']}, {weights} on {info['device']} ({info['runner']} runner{why}), "
         f"load {info['load_seconds']:.2f} s, {memory}"
     )
+
+
+def card_memory(card: Mapping[str, Any]) -> str:
+    """`76.1 GiB of 79.6 GiB free on the card, 1.2 GiB other processes'`."""
+    from octavo.units import readable_bytes
+
+    memory = f"{readable_bytes(card['free_bytes'])} of {readable_bytes(card['total_bytes'])} free on the card"
+    others = card["others_bytes"]
+    return f"{memory}, {readable_bytes(others)} other processes'" if others else memory
 
 
 def answer_facts(done: Completion) -> str:

@@ -65,7 +65,7 @@ class _ModelFacts:
     def collect(self) -> Iterable[Metric]:
         families: dict[str, GaugeMetricFamily] = {}
         for name, facts in self._models.items():
-            for part in ("engine", "compiled", "process"):
+            for part in ("engine", "compiled", "process", "card"):
                 for key, value in _numbers(facts.get(part, {})):
                     self._add(families, f"octavo_{part}_{key}", ("model",), (name,), value)
             for key, value in _numbers(facts.get("memory", {})):

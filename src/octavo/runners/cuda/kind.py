@@ -65,7 +65,7 @@ class CudaRunnerKind:
         return limits.PROCESS_BYTES
 
     def activation_bytes(self, spec: ModelSpec, config: RunnerConfig) -> int:
-        return limits.activation_bytes(spec, config)
+        return limits.LIBRARY_BYTES + limits.activation_bytes(spec, config)
 
     def preload(self, config: RunnerConfig) -> None:
         if self._preloading is None:

@@ -24,6 +24,9 @@ PARTIAL_SUMS = 8
 _SPLIT_ROWS = 32768
 """Output rows, times shares, up to which they are split: beyond, a card has CTAs enough."""
 
+LIBRARY_BYTES = 136 << 20
+"""What loaded kernels and the libraries' own workspaces take of the card beside every tensor (measured, CUDA 13.0)."""
+
 PROCESS_BYTES = 448 << 20
 """Host memory of a process with torch, its CUDA libraries and no model: as the reference runner's."""
 
@@ -50,7 +53,7 @@ def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
         products = (spec.hidden_size, projected, fed)
         summed = max(summed, sum(max(n, min(PARTIAL_SUMS * n, _SPLIT_ROWS)) for n in products))
     chunk = tokens * (widest + 8 * spec.hidden_size)  # h in fp32, x and y in 16 bits
-    logits = 3 * 4 * TARGET_ROWS * spec.vocab_size
+    logits = 2 * 4 * TARGET_ROWS * spec.vocab_size  # rows are written while the ones before are still read
     rows = sum(batch_buckets(config.max_slots))
     slots = config.max_slots * 4 * spec.vocab_size
     splits = 64 * max(layer.mixer.heads * (layer.mixer.head_dim + 1) for layer in spec.layers)

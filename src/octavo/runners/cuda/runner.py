@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from octavo.errors import ClosedError, NotEnoughMemoryError
+from octavo.errors import ClosedError
 from octavo.models.spec import KV_PAGE_TOKENS, ModelSpec
 from octavo.runners.adapters import check_adapter, linears_of
 from octavo.runners.base import (
@@ -32,6 +32,7 @@ from octavo.runners.base import (
     SlotState,
 )
 from octavo.runners.cuda.batch_decode import BatchStep, Step
+from octavo.runners.cuda.card_memory import no_room_to_load, no_room_to_run
 from octavo.runners.cuda.chunk import ChunkModel
 from octavo.runners.cuda.decode import DecodeStep, card_of
 from octavo.runners.cuda.decode_attention import Sequences
@@ -99,11 +100,17 @@ class CudaRunner:
         self._linears = linears_of(weights)
         self._adapters: Adapters | None = None
         """None until the first one is loaded."""
+        free_bytes = self._free_bytes()
         try:
             with self._on_device():
                 self._build(spec, weights, config)
-        except torch.OutOfMemoryError as error:
-            raise self._out_of_memory(weights.nbytes) from error
+                return
+        except torch.OutOfMemoryError:
+            pass  # raised below, where no traceback holds tensors
+        vars(self).pop("_model", None)
+        vars(self).pop("_caches", None)
+        torch.cuda.empty_cache()
+        raise no_room_to_load(spec, config, weights.nbytes, free_bytes)
 
     def _build(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> None:
         device = self._device
@@ -215,8 +222,11 @@ class CudaRunner:
     def forward(self, batch: Batch) -> Pending[ForwardResult]:
         if self._closed or self._chunks is None:
             raise ClosedError("the runner is closed", remedy="Load the model again.")
-        with self._on_device():
-            return self._forward(self._chunks, batch)
+        try:
+            with self._on_device():
+                return self._forward(self._chunks, batch)
+        except torch.OutOfMemoryError as error:
+            raise no_room_to_run(self._spec, self._config, self._free_bytes()) from error
 
     def logits(self, slot: int) -> np.ndarray:
         logits = self._slots[slot].logits
@@ -230,8 +240,11 @@ class CudaRunner:
         masks: Mapping[int, np.ndarray] | None = None,
         logits: Mapping[int, np.ndarray] | None = None,
     ) -> Pending[SampleResult]:
-        with self._on_device():
-            return self._sample(batch, masks or {}, logits or {})
+        try:
+            with self._on_device():
+                return self._sample(batch, masks or {}, logits or {})
+        except torch.OutOfMemoryError as error:
+            raise no_room_to_run(self._spec, self._config, self._free_bytes()) from error
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
         check_adapter(name, adapter, self._linears)
@@ -451,12 +464,5 @@ class CudaRunner:
         event.record()
         return event
 
-    def _out_of_memory(self, weights_bytes: int) -> NotEnoughMemoryError:
-        free, _ = torch.cuda.mem_get_info(self._device)
-        return NotEnoughMemoryError(
-            f"{self._config.device} has {free:,} bytes free, not enough for weights of {weights_bytes:,} bytes, "
-            f"KV pages and buffers",
-            remedy="Try a smaller --context, fewer --max-sequences, or --quant int8; close what else uses the card.",
-            needed_bytes=weights_bytes,
-            available_bytes=free,
-        )
+    def _free_bytes(self) -> int:
+        return torch.cuda.mem_get_info(self._device)[0] if self._on_card else 0
