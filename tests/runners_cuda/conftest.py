@@ -6,10 +6,9 @@ It has to be chosen before they are imported.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from pathlib import Path
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -123,12 +122,5 @@ def _tensor(array: np.ndarray, codec: str) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def tiny_models() -> ModuleType:
-    """tests/runners_cpu/conftest.py: MODELS, make_tiny, Driver, runner_config."""
-    path = Path(__file__).parents[1] / "runners_cpu" / "conftest.py"
-    spec = spec_from_file_location("tiny_models", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules["tiny_models"] = module
-    spec.loader.exec_module(module)
-    return module
+    """tests/shared/tiny_models.py."""
+    return import_module("tiny_models")

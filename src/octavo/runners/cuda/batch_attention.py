@@ -26,7 +26,7 @@ from octavo.runners.cuda.device_model import DeviceLayer
 from octavo.runners.cuda.fixed_point import Planes, store_planes
 from octavo.runners.cuda.heads import load_angles, load_heads, load_sum, qk_norm_kind
 from octavo.runners.cuda.kv_cache import LayerCache
-from octavo.runners.cuda.ptx import prefetch_l2, release_dependents, wait_for_inputs
+from octavo.runners.cuda.ptx import release_dependents, wait_for_inputs
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _HIDDEN = tl.constexpr(-1e30)
@@ -39,28 +39,15 @@ def _base_2(score, softcap, SOFTCAP: tl.constexpr):
     return score * _LOG2_E
 
 
-@triton.jit
-def _rows_of_tokens(table, at, low, position, kv_head, KH: tl.constexpr, CT: tl.constexpr):
-    """Rows of a pool [pages KH 32, D] that hold the CT tokens of tile `at`, and which of them are old and seen."""
-    token = at * CT + tl.arange(0, CT)
-    old = (token >= low) & (token < position)
-    if CT <= 32:  # of one page, which the loop knows before its tokens
-        page = tl.load(table + at * CT // 32, mask=at * CT < position, other=0).to(tl.int64)
-    else:
-        page = tl.load(table + token // 32, mask=old, other=0).to(tl.int64)
-    return (tl.maximum(page, 0) * KH + kv_head) * 32 + token % 32, old
-
-
-@triton.jit(do_not_specialize=["table_stride", "qkv_stride", "early"])
+@triton.jit(do_not_specialize=["table_stride", "qkv_stride"])
 def batch_attention_kernel(
     qkv, keys, values, tables, slots, positions, cosines, sines, q_gain, k_gain, parts, sums, table_stride,
-    qkv_stride, early, qk_eps, scale, softcap,
+    qkv_stride, qk_eps, scale, softcap,
     H: tl.constexpr, KH: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr, HALF: tl.constexpr,
     NORM: tl.constexpr, Q_P2: tl.constexpr, K_P2: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    CT: tl.constexpr, S: tl.constexpr, P: tl.constexpr, LINES: tl.constexpr,
-    PDL: tl.constexpr,
+    CT: tl.constexpr, S: tl.constexpr, P: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid: B KH S. Asks for `early` of its tiles before it waits: LINES of 128 bytes a token."""
+    """Grid: B KH S."""
     release_dependents(PDL)
     G: tl.constexpr = H // KH
     cta = tl.program_id(0)
@@ -78,11 +65,6 @@ def batch_attention_kernel(
         dim = tl.arange(0, DP)[None, :]
         real = dim < D
         cosine, sine = load_angles(cosines, sines, position, dim, HALF)
-        for at in tl.range(first, tl.minimum(first + early, last)):
-            pool_row, _ = _rows_of_tokens(table, at, low, position, kv_head, KH, CT)
-            line = pool_row[:, None] * (2 * D) + tl.minimum(tl.arange(0, LINES)[None, :] * 128, 2 * D - 1)
-            prefetch_l2(keys.to(tl.int64) + line)
-            prefetch_l2(values.to(tl.int64) + line)
         wait_for_inputs(PDL)
         group = tl.arange(0, GP)[:, None]
         one = tl.arange(0, 1)[:, None]
@@ -111,8 +93,13 @@ def batch_attention_kernel(
             total += 1.0
             mixed += new_v.to(tl.float32)
         for at in tl.range(first, last):
-            pool_row, old = _rows_of_tokens(table, at, low, position, kv_head, KH, CT)
-            place = pool_row[:, None] * D + dim
+            token = at * CT + tl.arange(0, CT)
+            old = (token >= low) & (token < position)
+            if CT <= 32:  # of one page, which the loop knows before its tokens
+                page = tl.load(table + at * CT // 32, mask=at * CT < position, other=0).to(tl.int64)
+            else:
+                page = tl.load(table + token // 32, mask=old, other=0).to(tl.int64)
+            place = ((page * KH + kv_head) * 32 + token % 32)[:, None] * D + dim
             k = tl.load(keys + place, mask=old[:, None] & real, other=0.0)
             v = tl.load(values + place, mask=old[:, None] & real, other=0.0)
             score = _base_2(tl.dot(q, tl.trans(k)) * scale, softcap, SOFTCAP)
@@ -181,8 +168,6 @@ class WalkTile:
     stages: int
     """Tiles on their way."""
     warps: int
-    early: int = 0
-    """Tiles that are asked for before the projections are done."""
 
 
 def walk_tile_for(mixer: Attention, sequences: int, context_tokens: int, multiprocessors: int) -> WalkTile:
@@ -227,7 +212,6 @@ def batch_attention(
         sums,
         table.shape[1],
         qkv.stride(0),
-        tile.early if pdl else 0,
         0.0 if layer.q_norm is None else layer.q_norm.eps,
         mixer.scale,
         mixer.softcap or 1.0,
@@ -245,7 +229,6 @@ def batch_attention(
         CT=tile.tokens,
         S=tile.splits,
         P=partial,
-        LINES=triton.next_power_of_2(triton.cdiv(mixer.head_dim, 64)),
         PDL=pdl,
         num_warps=tile.warps,
         num_stages=tile.stages,

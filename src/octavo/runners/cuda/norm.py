@@ -106,7 +106,7 @@ def join_residual(
         OUT="none" if out is None else "planes" if planes is not None else "values",
         XB=width_of_block,
         PDL=pdl,
-        num_warps=max(1, min(8, blocks * width_of_block // 256)),
+        num_warps=max(1, min(16, blocks * width_of_block // 128)),
         launch_pdl=pdl,
     )
 

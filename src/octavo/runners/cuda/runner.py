@@ -192,7 +192,8 @@ class CudaRunner:
             kv_pages=self._config.kv_pages,
             kernels={
                 "decode, one sequence": "dp4a on 16-bit fixed-point activations",
-                "decode, batches": f"tensor cores in {self._config.compute_dtype}",
+                "decode, batches": "int8 tensor cores on 16-bit fixed-point activations; "
+                f"{self._config.compute_dtype} where weights are not int8",
                 "prefill": f"dequantized blocks, {self._config.compute_dtype} products of the library",
                 "sampling": "all rows in one graph, cuts by narrowing a bracket",
             },
