@@ -120,7 +120,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several pieces and tiles a row in vocabularies that the interpreter can look at."""
     monkeypatch.setattr(shape_logits, "PIECE_TOKENS", 64)
     monkeypatch.setattr("octavo.runners.cuda.logprobs.PIECE_TOKENS", 64)
-    monkeypatch.setattr("octavo.runners.cuda.sampling.draw_tile_for", lambda *_: DrawTile(1, 64, 64, 128, 4))
+    monkeypatch.setattr("octavo.runners.cuda.sampling.draw_tile_for", lambda *_: DrawTile(1, 64, 128, 4))
 
 
 def test_golden_cases(device: torch.device) -> None:
