@@ -170,7 +170,7 @@ class CudaRunner:
             self._last_tokens,
         )
         context, dtype = self._config.context_tokens, getattr(torch, self._config.compute_dtype)
-        if key.count == 1 and not key.adapted:
+        if key.rows == 1 and not key.adapted:
             return DecodeStep(*given, context_tokens=context, compute_dtype=dtype, card=self._card)
         return BatchStep(
             *given,
