@@ -67,9 +67,9 @@ def measure(
     weight = tl.zeros((PIVOTS, BLOCK), tl.float32)
     least, largest = score_at(low), score_at(high - 1)
     for ahead in range(first, last, LOOK):
-        token = ahead + tl.arange(0, LOOK)
-        score = tl.load(scores + token, mask=token < last, other=float("-inf"))
-        if tl.max(((score >= least) & (score <= largest)).to(tl.int32), 0) > 0:
+        ahead_token = ahead + tl.arange(0, LOOK)
+        ahead_score = tl.load(scores + ahead_token, mask=ahead_token < last, other=float("-inf"))
+        if tl.max(((ahead_score >= least) & (ahead_score <= largest)).to(tl.int32), 0) > 0:
             for start in range(ahead, tl.minimum(ahead + LOOK, last), BLOCK):
                 token = start + tl.arange(0, BLOCK)
                 score = tl.load(scores + token, mask=token < last, other=float("-inf"))
