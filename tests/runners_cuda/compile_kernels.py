@@ -99,7 +99,7 @@ def launch_all(encoding: Encoding, capability: int) -> None:
         )
         step.forward()
         step.pick()
-        law = SampleStep(laws, slots, slots.clone(), count, multiprocessors=card.multiprocessors)
+        law = SampleStep(laws, slots, slots.clone(), slots, count, multiprocessors=card.multiprocessors)
         law.launch()
         law.launch_logprobs()
     chunks = ChunkModel(model, caches, torch.bfloat16)

@@ -131,8 +131,8 @@ class DecodeStep:
         x = self._join(y, post, model.final_norm, multiplier, model.head)
         self._project(x)
 
-    def pick(self) -> None:
-        """Launch greedy sampling of the logits; moves the slots on."""
+    def pick(self, told: torch.Tensor | None = None) -> None:
+        """Launch greedy sampling of the logits; moves the slots on. `told`: `octavo.runners.cuda.pick.move_on`."""
         if not self._one:
             best_of_rows(self.logits, self._best, self._best_ids)
         pick(
@@ -142,6 +142,7 @@ class DecodeStep:
             self._sequences,
             self.sampled,
             self._last_tokens,
+            told,
             pdl=self._card.pdl and self._one,
         )
 
