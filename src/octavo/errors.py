@@ -3,6 +3,7 @@
     OctavoError                      exit  code
     ├── UsageError                   2     usage
     │   └── InvalidParameterError    2     invalid_parameter      (names the parameter)
+    │       └── UnsupportedParameterError 2 unsupported_parameter  (what the model or runner at hand cannot do)
     ├── ModelNotFoundError           3     model_not_found
     │   ├── GatedModelError          3     gated_model
     │   └── DownloadError            3     download_failed

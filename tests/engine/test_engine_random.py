@@ -18,7 +18,7 @@ from octavo.engine.sequence import Sequence
 from octavo.types import FinishReason
 
 SETUPS = [
-    ("sync", (None,), 1, 4, 48),
+    ("sync", (None,), 9, 4, 48),
     ("lazy", (None, 40), 2, 5, 64),
     ("random", (None, 5, 64), 3, 6, 20),
     ("random", (40,), 4, 3, 32),

@@ -52,7 +52,8 @@ def test_the_law_is_numpys(rows: int, vocabulary: int, spread: float) -> None:
     last = torch.zeros(rows + 1, dtype=torch.int32, device=CUDA)
     positions = torch.zeros_like(last)
     count = torch.cuda.get_device_properties(0).multi_processor_count
-    step = SampleStep(laws, last, positions, rows, multiprocessors=count)
+    told = torch.zeros((rows + 1, 4), dtype=torch.int32, pin_memory=True)
+    step = SampleStep(laws, last, positions, told, rows, multiprocessors=count)
     ids = [3, 9, 9, 70, 5]
     differ = 0
     for turn in range(3):

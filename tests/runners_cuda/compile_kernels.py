@@ -114,7 +114,7 @@ def launch_all(encoding: Encoding, capability: int, *, chain: bool) -> None:
         step.pick()
         if chain:
             return
-        law = SampleStep(laws, slots, slots.clone(), count, multiprocessors=card.multiprocessors)
+        law = SampleStep(laws, slots, slots.clone(), slots, count, multiprocessors=card.multiprocessors)
         law.launch()
         law.launch_logprobs()
     linear = model.layers[0].o

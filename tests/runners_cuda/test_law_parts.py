@@ -42,11 +42,11 @@ def cut_kernel(scores, stays, temperature, top_k, top_p, V: tl.constexpr, PIVOTS
     rounds = top_k * 0
     low, rounds = find_cut(
         scores, 0, V, low, most, temperature, top_k, top_k > 0, scores, scores, 0, scores, rounds,
-        False, 1, 1, PIVOTS, 0, 64,
+        False, 1, 1, PIVOTS, 0, 64, 128,
     )  # fmt: skip
     low, rounds = find_cut(
         scores, 0, V, low, most, temperature, top_p, top_p < 1.0, scores, scores, 0, scores, rounds,
-        True, 1, 1, PIVOTS, 0, 64,
+        True, 1, 1, PIVOTS, 0, 64, 128,
     )  # fmt: skip
     tl.store(stays + token, (place_of(score, token) >= low).to(tl.int32), mask=token < V)
 

@@ -13,6 +13,7 @@ from octavo.engine import sampling as law
 from octavo.runners.base import Batch
 from octavo.runners.cuda.layout import CUDA_B64
 from octavo.runners.cuda.runner import CudaRunner
+from octavo.runners.masks import unpack_mask
 from octavo.types import Sampling
 
 GREEDY = Sampling(temperature=0.0)
@@ -51,7 +52,7 @@ def test_rows_of_all_kinds_are_sampled_together(tiny_models: ModuleType, device:
         found = runner.sample(batch, masks).result().tokens
         for slot, (sampled,) in zip(slots, found, strict=True):
             counts = law.TokenCounts.of(ids[slot], len(prompts[slot]), spec.vocab_size)
-            allowed = law.unpack_mask(masks[slot], spec.vocab_size) if masks and slot in masks else None
+            allowed = unpack_mask(masks[slot], spec.vocab_size) if masks and slot in masks else None
             want = law.sample_token(rows[slot], samplings[slot], len(ids[slot]), counts, allowed)
             assert sampled.token_id == want
             assert (sampled.logprob is None) == (slot != 1)

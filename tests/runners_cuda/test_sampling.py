@@ -22,6 +22,7 @@ from octavo.runners.cuda import shape_logits
 from octavo.runners.cuda.draw import DrawTile
 from octavo.runners.cuda.laws import SlotLaws
 from octavo.runners.cuda.logprobs import read_logprobs
+from octavo.runners.cuda.pick import TOLD_STEPS
 from octavo.runners.cuda.sampling import Row, SampleStep
 from octavo.types import Sampling, TokenLogprob
 
@@ -59,7 +60,13 @@ class Bench:
         self.laws = SlotLaws.empty(self.rows, self.vocabulary, self.device)
         self.last = torch.zeros(self.rows + 1, dtype=torch.int32, device=self.device)
         self.positions = torch.zeros_like(self.last)
-        self.step = SampleStep(self.laws, self.last, self.positions, self.rows, multiprocessors=self.rows)
+        told = torch.zeros(
+            (self.rows + 1, TOLD_STEPS), dtype=torch.int32, pin_memory=self.device.type == "cuda"
+        )
+        self.told = told
+        self.step = SampleStep(
+            self.laws, self.last, self.positions, told, self.rows, multiprocessors=self.rows
+        )
 
     def sample(self, cases: Sequence[Case]) -> list[int]:
         """The case of row i is in slot `rows - 1 - i`."""
@@ -120,7 +127,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several pieces and tiles a row in vocabularies that the interpreter can look at."""
     monkeypatch.setattr(shape_logits, "PIECE_TOKENS", 64)
     monkeypatch.setattr("octavo.runners.cuda.logprobs.PIECE_TOKENS", 64)
-    monkeypatch.setattr("octavo.runners.cuda.sampling.draw_tile_for", lambda *_: DrawTile(1, 64, 128, 4))
+    monkeypatch.setattr("octavo.runners.cuda.sampling.draw_tile_for", lambda *_: DrawTile(1, 64, 64, 128, 4))
 
 
 def test_golden_cases(device: torch.device) -> None:
@@ -145,6 +152,7 @@ def test_slots_move_on_and_count(device: torch.device) -> None:
     assert bench.laws.counts[3].tolist()[1:] == [2, 1]
     assert int(bench.positions[3]) == 3
     assert int(bench.last[3]) == 1
+    assert bench.told[3].tolist() == [0, *tokens]  # the tokens of positions 1, 2 and 3
     assert bench.positions[:3].tolist() == [0, 0, 0]
 
 

@@ -126,8 +126,8 @@ class BatchStep:
         join_residual(self._h, y, x, post=post, pre=model.final_norm, multiplier=multiplier, pdl=pdl)
         self._project(x)
 
-    def pick(self) -> None:
-        """Launch greedy sampling of the logits; moves the slots on."""
+    def pick(self, told: torch.Tensor | None = None) -> None:
+        """Launch greedy sampling of the logits; moves the slots on. `told`: `octavo.runners.cuda.pick.move_on`."""
         if not self._best_in_passing:
             best_of_rows(self.logits, self._best, self._best_ids)
         pick(
@@ -137,6 +137,7 @@ class BatchStep:
             self._sequences,
             self.sampled,
             self._last_tokens,
+            told,
             pdl=self._card.pdl and self._best_in_passing,
         )
 

@@ -18,6 +18,10 @@ LAST_ID = tl.constexpr((1 << 24) - 1)
 """Places have room for so many tokens."""
 
 LEAST = tl.constexpr(-3.4028234663852886e38)
+_FINE = tl.constexpr(1 << 30)
+_COARSE_SHIFT = tl.constexpr(26)
+"""Brackets wider than _FINE are cut in steps of 2^26 places, so that steps have 32 bits: all places take 56."""
+
 _WINDOW = tl.constexpr(24.0)
 """Scores that value pivots look at below the best, in temperatures: e^-24 of its probability."""
 
@@ -37,35 +41,44 @@ def score_at(place):
 
 
 @triton.jit
-def pivots_between(low, high, temperature, PIVOTS: tl.constexpr):
-    """int64 [PIVOTS] in [low, high); the first is `low`, and another one lies above it unless high = low + 1."""
+def pivots_between(low, high, shift, temperature, PIVOTS: tl.constexpr):
+    """int32 [PIVOTS], steps of 2^shift above `low`: 0 first, another one unless low + 1 = high, none at `high`."""
     index = tl.arange(0, PIVOTS)
     half: tl.constexpr = PIVOTS // 2
-    spread = low + tl.maximum((high - low) // half, 1) * index
+    steps = ((high - low - 1) >> shift) + 1
+    spread = tl.maximum(steps // half, 1) * index
     top = score_at(high - 1)
     bottom = tl.maximum(score_at(low), top - _WINDOW * temperature)
     score = bottom + (top - bottom) * ((index - half + 1).to(tl.float32) / (half + 1))
-    pivot = tl.where(index < half, spread, place_of(score, LAST_ID))
-    return tl.minimum(tl.maximum(pivot, low), high - 1)
+    step = (tl.maximum(place_of(score, LAST_ID) - low, 0) + (1 << shift) - 1) >> shift
+    return tl.minimum(tl.where(index < half, spread, step), steps - 1).to(tl.int32)
 
 
 @triton.jit
 def measure(
-    scores, first, last, low, high, pivots, most, temperature, PIVOTS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """How many of the tokens [first, last) lie in [pivot, high), and their weights: [PIVOTS] int32 and fp32."""
+    scores, first, last, low, high, shift, pivots, most, temperature, PIVOTS: tl.constexpr, BLOCK: tl.constexpr,
+    LOOK: tl.constexpr,
+):  # fmt: skip
+    """How many of the tokens [first, last) lie in [pivot, high), and their weights: [PIVOTS] int32 and fp32.
+
+    After a round or two most of a row lies outside: LOOK tokens at once are only looked at.
+    """
     count = tl.zeros((PIVOTS, BLOCK), tl.int32)
     weight = tl.zeros((PIVOTS, BLOCK), tl.float32)
-    for start in range(first, last, BLOCK):
-        token = start + tl.arange(0, BLOCK)
-        score = tl.load(scores + token, mask=token < last, other=float("-inf"))
-        place = place_of(score, token)
-        place = tl.where((place >= low) & (place < high), place, low - 1)
-        if tl.max(place, 0) >= low:
-            reached = place[None, :] >= pivots[:, None]
-            count += reached.to(tl.int32)
-            each = tl.exp(tl.math.div_rn(score - most, temperature))
-            weight += tl.where(reached, each[None, :], 0.0)
+    least, largest = score_at(low), score_at(high - 1)
+    for ahead in range(first, last, LOOK):
+        ahead_token = ahead + tl.arange(0, LOOK)
+        ahead_score = tl.load(scores + ahead_token, mask=ahead_token < last, other=float("-inf"))
+        if tl.max(((ahead_score >= least) & (ahead_score <= largest)).to(tl.int32), 0) > 0:
+            for start in range(ahead, tl.minimum(ahead + LOOK, last), BLOCK):
+                token = start + tl.arange(0, BLOCK)
+                score = tl.load(scores + token, mask=token < last, other=float("-inf"))
+                place = place_of(score, token)
+                step = tl.where((place >= low) & (place < high), (place - low) >> shift, -1).to(tl.int32)
+                reached = step[None, :] >= pivots[:, None]
+                count += reached.to(tl.int32)
+                each = tl.exp(tl.math.div_rn(score - most, temperature))
+                weight += tl.where(reached, each[None, :], 0.0)
     return tl.sum(count, 1), tl.sum(weight, 1)
 
 
@@ -105,7 +118,7 @@ def add_up(count, weight, counts, weights, share, arrived, rounds, P: tl.constex
 def find_cut(
     scores, first, last, low, most, temperature, goal, wanted, counts, weights, share, arrived, rounds,
     BY_WEIGHT: tl.constexpr, P: tl.constexpr, P_P2: tl.constexpr, PIVOTS: tl.constexpr, EXCHANGE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, LOOK: tl.constexpr,
 ):  # fmt: skip
     """The place of the last token that stays of those at or above `low` -> (place, rounds).
 
@@ -119,10 +132,12 @@ def find_cut(
     inside = tl.where(wanted, 2, 0)
     first_round = rounds
     while inside > 1:
-        pivots = pivots_between(low, high, temperature, PIVOTS)
+        shift = tl.where(high - low < _FINE, 0, _COARSE_SHIFT).to(tl.int64)
+        steps = pivots_between(low, high, shift, temperature, PIVOTS)
         own_count, own_weight = measure(
-            scores, first, last, low, high, pivots, most, temperature, PIVOTS, BLOCK
+            scores, first, last, low, high, shift, steps, most, temperature, PIVOTS, BLOCK, LOOK
         )
+        pivots = low + (steps.to(tl.int64) << shift)
         count, weight = add_up(
             own_count, own_weight, counts, weights, share, arrived, rounds, P, P_P2, PIVOTS, EXCHANGE
         )

@@ -35,7 +35,8 @@ from octavo.runners.cuda.shape_logits import COLUMNS, SLOT, load_float
 def draw_kernel(
     rows, laws, positions, scores, stats, drawn, drawn_ids, counts, weights, arrived, spare_slot,
     V: tl.constexpr, PIECES: tl.constexpr, PIECES_P2: tl.constexpr, P: tl.constexpr, P_P2: tl.constexpr,
-    PIVOTS: tl.constexpr, EXCHANGE: tl.constexpr, BLOCK: tl.constexpr, DRAW_BLOCK: tl.constexpr,
+    PIVOTS: tl.constexpr, EXCHANGE: tl.constexpr, BLOCK: tl.constexpr, LOOK: tl.constexpr,
+    DRAW_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid: B P, all at once on the card. EXCHANGE: elements of one of the two buffers `counts` and `weights`."""
     row = tl.program_id(0) // P
@@ -62,12 +63,12 @@ def draw_kernel(
         low, rounds = find_cut(
             line, first, last, low, most, temperature, top_k, finite & (top_k > 0) & (top_k < V),
             counts + exchange, weights + exchange, share, arrived + row, rounds,
-            False, P, P_P2, PIVOTS, EXCHANGE, BLOCK,
+            False, P, P_P2, PIVOTS, EXCHANGE, BLOCK, LOOK,
         )  # fmt: skip
         low, rounds = find_cut(
             line, first, last, low, most, temperature, top_p, finite & (top_p < 1.0),
             counts + exchange, weights + exchange, share, arrived + row, rounds,
-            True, P, P_P2, PIVOTS, EXCHANGE, BLOCK,
+            True, P, P_P2, PIVOTS, EXCHANGE, BLOCK, LOOK,
         )  # fmt: skip
 
         position = tl.load(positions + slot) + 1
@@ -81,10 +82,11 @@ def draw_kernel(
             score = tl.load(line + token, mask=token < last, other=float("-inf"))
             scaled = tl.math.div_rn(score - most, temperature)
             stays = (place_of(score, token) >= low) & (scaled >= log_min_p)
-            noise = gumbel(random_words(start, position, seed_low, seed_high, choice, DRAW_BLOCK))
-            value = tl.where(stays, scaled + noise, float("-inf"))
-            best_id = tl.where(value > best, token, best_id)
-            best = tl.maximum(best, value)
+            if tl.max(stays.to(tl.int32), 0) > 0:
+                noise = gumbel(random_words(start, position, seed_low, seed_high, choice, DRAW_BLOCK))
+                value = tl.where(stays, scaled + noise, float("-inf"))
+                best_id = tl.where(value > best, token, best_id)
+                best = tl.maximum(best, value)
         largest = tl.max(best, 0)
         tl.store(drawn + row * P + share, largest)
         tl.store(drawn_ids + row * P + share, tl.min(tl.where(best == largest, best_id, 2147483647), 0))
@@ -98,6 +100,8 @@ class DrawTile:
     """P."""
     pivots: int
     block: int
+    look: int
+    """Tokens that are looked at together to see whether any is in the bracket: a multiple of `block`."""
     warps: int
 
 
@@ -107,7 +111,7 @@ def draw_tile_for(batch: int, vocabulary: int, multiprocessors: int) -> DrawTile
     A larger block spills registers: pivots times tokens are held twice.
     """
     ctas = max(1, min(multiprocessors // batch, triton.cdiv(vocabulary, 1024)))
-    return DrawTile(ctas, pivots=16, block=512, warps=8)
+    return DrawTile(ctas, pivots=16, block=512, look=1024 if ctas > 8 else 4096, warps=8)
 
 
 def draw(
@@ -148,6 +152,7 @@ def draw(
         PIVOTS=tile.pivots,
         EXCHANGE=counts[0].numel(),
         BLOCK=tile.block,
+        LOOK=tile.look,
         DRAW_BLOCK=4 * 32 * tile.warps,  # a thread makes the noise of four tokens
         num_warps=tile.warps,
         enable_fp_fusion=False,  # the law rounds after each operation

@@ -69,7 +69,8 @@ class CudaRunnerKind:
 
     def preload(self, config: RunnerConfig) -> None:
         if self._preloading is None:
-            # Not a daemon: the interpreter must not go down under a library that is just being loaded.
+            # No daemons: the interpreter must not go down under a library that is just being loaded.
+            threading.Thread(target=_hash_compiler, name="octavo-preload-triton").start()
             self._preloading = threading.Thread(target=_preload, args=(config.device,), name="octavo-preload")
             self._preloading.start()
 
@@ -90,6 +91,14 @@ def _preload(device: str) -> None:
 
         torch.zeros(1, device=device)
         import octavo.runners.cuda.runner  # noqa: F401
+
+
+def _hash_compiler() -> None:
+    """What Triton finds compiled kernels by: a hash of all of itself, which the first kernel would wait for."""
+    with suppress(Exception):
+        from triton.runtime.cache import triton_key
+
+        triton_key()
 
 
 def _declines_layer(layer: object) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,7 @@ from octavo.runners.cuda.limits import TARGET_ROWS, batch_buckets
 from octavo.runners.cuda.logprobs import MOST_TOP, LogprobBuffers, logprobs, read_logprobs
 from octavo.runners.cuda.low_rank import Adapters
 from octavo.runners.cuda.pending import Pending
+from octavo.runners.cuda.pick import TOLD_STEPS
 from octavo.runners.cuda.sampling import Row, SampleStep
 from octavo.types import Sampling, TokenLogprob
 
@@ -129,6 +131,9 @@ class CudaRunner:
             torch.full((config.max_slots + 1, pages), count, dtype=torch.int32, device=device)
             for count in config.kv_pages
         )
+        self._told = torch.zeros(
+            (config.max_slots + 1, TOLD_STEPS), dtype=torch.int32, pin_memory=self._on_card
+        )
         self._logits = torch.empty((config.max_slots, spec.vocab_size), device=device)
         self._laws = SlotLaws.empty(config.max_slots, spec.vocab_size, device)
         self._chunks: ChunkModel | None = ChunkModel(
@@ -154,6 +159,7 @@ class CudaRunner:
                 self._laws,
                 self._last_tokens,
                 self._positions,
+                self._told,
                 count,
                 multiprocessors=self._card.multiprocessors,
             )
@@ -286,7 +292,7 @@ class CudaRunner:
         self._sample_steps.clear()
         self._model = self._chunks = self._adapters = None
         self._caches = self._tables = ()
-        del self._logits, self._positions, self._last_tokens, self._laws
+        del self._logits, self._positions, self._last_tokens, self._laws, self._told
         if self._on_card:
             torch.cuda.empty_cache()
 
@@ -328,15 +334,12 @@ class CudaRunner:
         found = None
         if not masks and not logits and self._is_plain(slots):
             key = self._step_key(slots)
-            step = self._decode_step(key)
-            self._graphs.run(("pick", key), step.pick)
-            sampled = step.sampled
+            self._graphs.run(("pick", key), partial(self._decode_step(key).pick, self._told))
         else:
             law = self._sample_step(count)
             given = {slot: self._to_device(torch.from_numpy(row)) for slot, row in logits.items()}
             law.set_rows(self._rows(slots, given, masks), list(masks.values()))
             self._graphs.run(("law", count), law.launch)
-            sampled = law.sampled
             if any(top is not None for top in tops):
                 self._graphs.run(("logprobs", count), law.launch_logprobs)
                 found = self._to_host(law.found)
@@ -344,10 +347,11 @@ class CudaRunner:
             state = self._slots[chunk.slot]
             state.position = chunk.start + chunk.tokens
             state.logits = None
-        host = self._to_host(sampled)
+        told = self._told.numpy()
+        places = [(chunk.start + chunk.tokens) % TOLD_STEPS for chunk in chunks]
 
         def read() -> SampleResult:
-            tokens = host.tolist()[: len(slots)]
+            tokens = told[slots, places].tolist()
             if found is None:
                 return SampleResult(tuple([(Sampled(token, None),) for token in tokens]))
             scores = read_logprobs(found, tokens, [top or 0 for top in tops])

@@ -38,13 +38,15 @@ class Row:
 
 
 class SampleStep:
-    """The law for up to B rows. `sampled` int32 [B] and `found` (see `read_logprobs`) are its results."""
+    """The law for up to B rows. `sampled` int32 [B], `told` (`octavo.runners.cuda.pick.move_on`) and `found`
+    (`read_logprobs`) are its results."""
 
     def __init__(
         self,
         laws: SlotLaws,
         last_tokens: torch.Tensor,
         positions: torch.Tensor,
+        told: torch.Tensor,
         count: int,
         *,
         multiprocessors: int,
@@ -52,6 +54,7 @@ class SampleStep:
         self._laws = laws
         self._last_tokens = last_tokens
         self._positions = positions
+        self._told = told
         self._spare_slot, vocabulary = laws.counts.shape[0] - 1, laws.counts.shape[1]
         device = last_tokens.device
 
@@ -85,7 +88,7 @@ class SampleStep:
     def nbytes(self) -> int:
         """Of the buffers."""
         tensors = [value for value in vars(self).values() if isinstance(value, torch.Tensor)]
-        shared = self._last_tokens.nbytes + self._positions.nbytes
+        shared = self._last_tokens.nbytes + self._positions.nbytes + self._told.nbytes
         return sum(tensor.nbytes for tensor in tensors) - shared + self._logprobs.nbytes
 
     def set_rows(self, rows: Sequence[Row], masks: Sequence[np.ndarray]) -> None:
@@ -140,6 +143,7 @@ class SampleStep:
             self.sampled,
             self._last_tokens,
             self._positions,
+            self._told,
             spare_slot=spare,
         )
 

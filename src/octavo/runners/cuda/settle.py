@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from octavo.runners.cuda.laws import GREEDY, PENALIZED, TRAITS, WORDS, SlotLaws
-from octavo.runners.cuda.pick import move_on
+from octavo.runners.cuda.pick import TOLD_STEPS, move_on
 from octavo.runners.cuda.shape_logits import COLUMNS, SLOT
 
 
@@ -24,8 +24,9 @@ def is_finite(most):
 
 @triton.jit(do_not_specialize=["spare_slot"])
 def settle_kernel(
-    rows, laws, stats, best_ids, drawn, drawn_ids, counts, sampled, last_tokens, positions, spare_slot,
+    rows, laws, stats, best_ids, drawn, drawn_ids, counts, sampled, last_tokens, positions, told, spare_slot,
     V: tl.constexpr, PIECES: tl.constexpr, PIECES_P2: tl.constexpr, P: tl.constexpr, P_P2: tl.constexpr,
+    TOLD: tl.constexpr,
 ):  # fmt: skip
     """Grid: B."""
     row = tl.program_id(0)
@@ -50,7 +51,7 @@ def settle_kernel(
         if finite & ((traits & PENALIZED) != 0):
             count = counts + slot * V + chosen
             tl.store(count, tl.load(count) + 1)
-        move_on(sampled + row, last_tokens + slot, positions + slot, chosen, finite, True)
+        move_on(sampled + row, last_tokens, positions, told, slot, chosen, finite, True, TOLD)
 
 
 def settle(
@@ -63,6 +64,7 @@ def settle(
     sampled: torch.Tensor,
     last_tokens: torch.Tensor,
     positions: torch.Tensor,
+    told: torch.Tensor,
     *,
     spare_slot: int,
 ) -> None:
@@ -79,11 +81,13 @@ def settle(
         sampled,
         last_tokens,
         positions,
+        told,
         spare_slot,
         V=laws.counts.shape[1],
         PIECES=pieces,
         PIECES_P2=triton.next_power_of_2(pieces),
         P=ctas,
         P_P2=triton.next_power_of_2(ctas),
+        TOLD=TOLD_STEPS,
         num_warps=4,
     )

@@ -77,7 +77,8 @@ class Uploads:
 
     def _send(self, piece: np.ndarray, target: torch.Tensor) -> None:
         on_card = self._device.type == "cuda"
-        with torch.cuda.device(self._device) if on_card else nullcontext():
+        # The target may have been made in inference mode, which is a thread's own.
+        with torch.inference_mode(), torch.cuda.device(self._device) if on_card else nullcontext():
             staging = self._staging(on_card)
             buffer, sent = staging[0]
             staging.rotate()
