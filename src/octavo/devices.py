@@ -298,7 +298,10 @@ class _Driver:
         return found.value.decode("ascii", "replace")
 
     def _others(self, index: int) -> tuple[CardProcess, ...]:
-        card = open_card(self.pci_bus_id(index))
+        try:
+            card = open_card(self.pci_bus_id(index))
+        except _DriverError:
+            return ()
         if card is None:
             return ()
         state = card.read()

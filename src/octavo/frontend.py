@@ -7,7 +7,7 @@ imports no torch. What comes back from the engine is `octavo.generation`'s.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -42,6 +42,7 @@ from octavo.validate import (
     validate_tool_choice,
     validate_tools,
 )
+from octavo.validate.values import listed
 
 _NOT_HELD = "arguments of calls may miss their schemas: {}"
 
@@ -192,8 +193,7 @@ class Frontend:
         required, only = validate_tool_choice(choice, {tool["function"]["name"] for tool in checked})
         if not checked or choice == "none":
             return NO_TOOLS
-        assert isinstance(tools, Sequence)
-        arguments = _arguments(tools)
+        arguments = _arguments(listed(tools) or ())
         why = None
         if self.template is not None and not self.template.takes_tools:
             why = "tools", "the model's chat template does not show them"
@@ -318,7 +318,7 @@ class Frontend:
         )
 
 
-def _arguments(tools: Sequence[Mapping[str, Any]]) -> Literal["free", "held", "strict"]:
+def _arguments(tools: Sequence[Any]) -> Literal["free", "held", "strict"]:
     """One grammar holds all calls or none: strict where a tool says so, free where one says that it is not."""
     said = {tool["function"].get("strict") for tool in tools}
     return "strict" if True in said else "free" if False in said else "held"

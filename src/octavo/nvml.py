@@ -6,6 +6,7 @@ Through the optional package nvidia-ml-py (its module is pynvml): without it, or
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable
@@ -68,7 +69,8 @@ class CardReader:
     def close(self) -> None:
         """Idempotent."""
         if self._library is not None:
-            self._library.nvmlShutdown()
+            with contextlib.suppress(self._library.NVMLError):
+                self._library.nvmlShutdown()
         self._library = None
 
     def _others(self) -> tuple[CardProcess, ...]:

@@ -24,6 +24,7 @@ from octavo.runners.cuda.laws import SlotLaws
 from octavo.runners.cuda.logprobs import read_logprobs
 from octavo.runners.cuda.pick import TOLD_STEPS
 from octavo.runners.cuda.sampling import Row, SampleStep
+from octavo.runners.masks import unpack_mask
 from octavo.types import Sampling, TokenLogprob
 
 GOLDEN = json.loads(
@@ -101,7 +102,7 @@ class Bench:
 def wanted(case: Case) -> int:
     """The numpy law's token; -1: a numerical error."""
     counts = law.TokenCounts.of(case.ids, len(case.prompt), len(case.logits))
-    allowed = None if case.mask is None else law.unpack_mask(case.mask, len(case.logits))
+    allowed = None if case.mask is None else unpack_mask(case.mask, len(case.logits))
     try:
         law.check_finite(case.logits)
         given = case.logits if case.replaced is None else case.replaced
@@ -225,7 +226,7 @@ def cases(draw: st.DrawFn) -> Case:
 def may_differ(case: Case, token: int) -> bool:
     """Whether rounding may decide between the numpy law's token and this one: top_p's edge, or a near-tie."""
     counts = law.TokenCounts.of(case.ids, len(case.prompt), len(case.logits))
-    allowed = None if case.mask is None else law.unpack_mask(case.mask, len(case.logits))
+    allowed = None if case.mask is None else unpack_mask(case.mask, len(case.logits))
     shaped = law.shape_logits(case.logits, case.sampling, counts, allowed)
     scaled = law.scale(shaped, case.sampling.temperature)
     noise = law.gumbel(

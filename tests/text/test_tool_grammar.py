@@ -117,7 +117,7 @@ def test_forced_calls_are_calls_and_follow_their_schemas(marked, unmarked, synta
 
 
 def test_strict_calls_may_come_in_text(marked, unmarked):
-    use = ToolUse(TOOLS, strict=True)
+    use = ToolUse(TOOLS, arguments="strict")
     form = form_of(HERMES, marked, use)
     assert can_hold(form)
     assert not can_hold(form_of(HERMES, unmarked, use))

@@ -6,6 +6,7 @@ within these limits is made within them again. What the child does is `octavo.se
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 from collections import OrderedDict
@@ -21,7 +22,7 @@ _MOST_CHILDREN = 2
 """A vocabulary of 49,152 tokens takes 63 MB in each."""
 _COMMAND = ("-m", "octavo.server.grammar_child")
 _KNOWN = 4096
-"""Digests of grammars that compiled: requests tend to repeat them."""
+"""Digests of grammars that compiled, or were too much: requests tend to repeat them."""
 
 
 class GrammarChecker:
@@ -37,7 +38,8 @@ class GrammarChecker:
     ) -> None:
         set_up = wire.Vocabulary(tokenizer, vocab_size, tuple(sorted(end_token_ids)))
         self.children = WarmChildren(_COMMAND, set_up, seconds=_SECONDS, most=_MOST_CHILDREN, link=link)
-        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._known: OrderedDict[bytes, str | None] = OrderedDict()
+        """Why a grammar was too much; None: it compiles."""
         self._lock = threading.Lock()
 
     def check(self, grammar: Grammar) -> None:
@@ -48,25 +50,37 @@ class GrammarChecker:
             "\0".join((grammar.kind, grammar.after_reasoning, grammar.text)).encode()
         ).digest()
         with self._lock:
-            if digest in self._known:
+            known = digest in self._known
+            if known:
                 self._known.move_to_end(digest)
-                return
+            reason = self._known.get(digest)
+        if reason is not None:
+            raise _too_much(reason)
+        if known:
+            return
+        # A budget's mask is not the grammar's.
+        question = wire.Check(dataclasses.replace(grammar, reasoning_tokens=None))
         try:
-            answer = self.children.ask(wire.Check(grammar))
+            answer = self.children.ask(question)
         except ChildLostError as lost:
+            if lost.by_question:
+                self._remember(digest, lost.reason)
             raise _too_much(lost.reason) from None
         if isinstance(answer, wire.Refused):
             error = wire.error_from(answer.fault)
             raise _too_much(error.message) if type(error) is OctavoError else error
         if not isinstance(answer, wire.Done):
             raise ClosedError("a grammar could not be checked", remedy="Try again.")
-        with self._lock:
-            self._known[digest] = None
-            while len(self._known) > _KNOWN:
-                self._known.popitem(last=False)
+        self._remember(digest, None)
 
     def close(self) -> None:
         self.children.close()
+
+    def _remember(self, digest: bytes, reason: str | None) -> None:
+        with self._lock:
+            self._known[digest] = reason
+            while len(self._known) > _KNOWN:
+                self._known.popitem(last=False)
 
 
 def _too_much(reason: str) -> InvalidGrammarError:

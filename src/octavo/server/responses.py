@@ -47,6 +47,7 @@ async def responses(service: Service, exchange: Exchange) -> None:
         "prompt_token_ids": "input",
         "max_new_tokens": "max_output_tokens",
         "json_schema": "text.format",
+        "response_format": "text.format",
     }
     chat = as_chat(request)
 

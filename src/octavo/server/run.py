@@ -13,6 +13,7 @@ import uvicorn
 
 from octavo.errors import (
     DeviceError,
+    DownloadError,
     IncompatibleModelError,
     ModelNotFoundError,
     OctavoError,
@@ -111,7 +112,9 @@ class Server:
 
     def _note_load(self, preloading: asyncio.Task[Resident]) -> None:
         error = None if preloading.cancelled() else preloading.exception()
-        if isinstance(error, _NEVER) and self._stopping is None:
+        hopeless = isinstance(error, _NEVER) and not isinstance(error, DownloadError)
+        if hopeless and self._stopping is None:
+            assert isinstance(error, OctavoError)
             self._hopeless = error
             self.stop()
 

@@ -22,7 +22,7 @@ from octavo.server.settings import LinkName
 
 _SET_UP_SECONDS = 120.0
 _IDLE_SECONDS = 60.0
-"""After so long without a question a child goes, if it is not the only one."""
+"""After so long without a question a child goes with the next answer of another."""
 
 _log = logging.getLogger("octavo.server")
 
@@ -30,9 +30,11 @@ _log = logging.getLogger("octavo.server")
 class ChildLostError(Exception):
     """A child did not answer. `reason` is fit for who asked: what the question did, not where."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, by_question: bool = False) -> None:
+        """`by_question`: another child would fare the same."""
         super().__init__(reason)
         self.reason = reason
+        self.by_question = by_question
 
 
 class WarmChildren:
@@ -69,8 +71,8 @@ class WarmChildren:
         self._give_back(self._take())
 
     def ask(self, question: wire.ToChild) -> wire.FromChild:
-        """Raises ChildLostError where the question was too much, ClosedError after `close`, WireError for one that
-        cannot be sent, and the error of a set-up that was refused."""
+        """Raises ChildLostError where the question was too much or no child was free in `seconds`, ClosedError after
+        `close`, WireError for one that cannot be sent, and the error of a set-up that was refused."""
         frame = wire.encode(question)
         child = self._take()
         try:
@@ -78,7 +80,9 @@ class WarmChildren:
         except (OSError, EOFError, wire.WireError) as error:
             reason = child.why(error)
             self._lose(child)
-            raise ChildLostError(reason) from None
+            if self._closed:
+                raise ClosedError("the model was unloaded", remedy="Try again.") from None
+            raise ChildLostError(reason, by_question=True) from None
         except BaseException:
             self._lose(child)
             raise
@@ -86,7 +90,7 @@ class WarmChildren:
         return answer
 
     def close(self) -> None:
-        """End them all; whoever waits for an answer gets ChildLostError."""
+        """End them all; whoever waits for an answer gets ClosedError."""
         with self._free:
             self._closed = True
             alive, self._alive = self._alive, set()
@@ -96,6 +100,7 @@ class WarmChildren:
             child.end()
 
     def _take(self) -> _WarmChild:
+        end = time.monotonic() + self._seconds
         with self._free:
             while True:
                 if self._closed:
@@ -109,7 +114,8 @@ class WarmChildren:
                 if len(self._alive) + self._starting < self._most:
                     self._starting += 1
                     break
-                self._free.wait()
+                if not self._free.wait(max(0.0, end - time.monotonic())):
+                    raise ChildLostError("too many others are asked at once")
         return self._start()
 
     def _start(self) -> _WarmChild:

@@ -24,7 +24,7 @@ from typing import Any
 
 from octavo.backends.base import Backend
 from octavo.backends.driver import Driver
-from octavo.engine.hooks import Constraint
+from octavo.engine.hooks import Constraint, error_of_hook
 from octavo.errors import (
     ClosedError,
     IncompatibleModelError,
@@ -351,10 +351,13 @@ class WorkerGrammars:
             vocab_size=self._frontend.vocab_size,
             end_token_ids=token_ids,
         )
-        with contextlib.suppress(
-            InvalidGrammarError
-        ):  # a model without an end refuses each grammar by itself
+        try:
             self._grammars.read_vocabulary()
+        except InvalidGrammarError:
+            pass  # a model without an end refuses each grammar by itself
+        except BaseException as error:
+            error_of_hook(error)  # requests with a grammar meet it again, and those without never
+            _log.exception("the vocabulary cannot be read for grammars")
 
     def constraint(self, grammar: Grammar) -> Constraint:
         """As `octavo.text.grammar.Grammars.constraint`."""

@@ -176,7 +176,7 @@ def _endpoint() -> str:
 def _wants_xet() -> bool:
     from huggingface_hub import constants
 
-    return bool(constants.HF_XET_HIGH_PERFORMANCE)
+    return bool(getattr(constants, "HF_XET_HIGH_PERFORMANCE", False))
 
 
 @contextmanager

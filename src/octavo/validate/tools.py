@@ -57,9 +57,10 @@ def validate_tool_choice(choice: object, names: Collection[str]) -> tuple[bool, 
     function = choice.get("function")
     if set(choice) != {"type", "function"} or not isinstance(function, Mapping) or set(function) != {"name"}:
         raise _choice_error(InvalidParameterError, "has other fields than a function's name")
-    if function["name"] not in names:
+    name = function["name"]
+    if not isinstance(name, str) or name not in names:
         raise _choice_error(InvalidParameterError, "names a function that tools does not have")
-    return True, str(function["name"])
+    return True, name
 
 
 def _choice_error(kind: type[InvalidParameterError], what: str) -> InvalidParameterError:
