@@ -202,6 +202,17 @@ def test_rows_in_fixed_point(
     assert bool(out[..., [0, -1]].isnan().all())
 
 
+def test_sums_of_all_columns_fit(pack: Callable[..., Any], device: torch.device) -> None:
+    """One scale a row and one a token: 256 times the sum of high bytes is beyond 32 bits from 520 columns on."""
+    matrix, _ = pack(LLM_INT8, 4, 1024)
+    matrix.codes.view(torch.int8).fill_(127)
+    matrix.scales.fill_(0.5)
+    x = fixed_point.reference(torch.ones((3, 1024), device=device), matrix.columns)
+    out = torch.zeros((1, 3, 4), device=device)
+    planes_linear(matrix, x, out, PlanesTile(16, 8, 128, 2, 4), pdl=False, descriptors=False)
+    close(out[0], torch.full((3, 4), 0.5 * 127 * 1024, device=device), 1e-4)
+
+
 @pytest.mark.parametrize("format", [INT8, LLM_INT8, Q8_0], ids=lambda chosen: chosen.name)
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 def test_gate_and_up_of_rows_in_fixed_point(

@@ -63,3 +63,16 @@ def test_fixed_point_is_the_reference_and_an_outlier_costs_its_own_block(block: 
     assert block == PADDED or float(error[0, 1]) < 1e-4 * float(error[0, 0] + 1)
     again = fixed_point.dequantize(fixed_point.reference(want, block))
     assert torch.allclose(got, again, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [32, PADDED])
+def test_what_is_not_a_number_does_not_become_one(block: int, randn: Any) -> None:
+    h = randn(2, WIDTH)
+    h[1, 5] = torch.nan
+    planes = fixed_point.Planes(
+        torch.zeros((2, 2, PADDED), dtype=torch.int8, device=h.device),
+        torch.zeros((2, PADDED // block), device=h.device),
+    )
+    join_residual(h, None, planes, post=None, pre=norm_of("rms", randn), multiplier=1.0, pdl=False)
+    assert bool(planes.scales[0].isfinite().all())
+    assert not bool(planes.scales[1, : -(-WIDTH // block)].isfinite().any())

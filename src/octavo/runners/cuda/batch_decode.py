@@ -106,7 +106,9 @@ class BatchStep:
         if slots == self._slots:
             return
         filled = [*slots, *[self._sequences.spare_slot] * (self._count - len(slots))]
-        self._sequences.slots.copy_(torch.tensor(filled, dtype=torch.int32))
+        rows = torch.tensor(filled, dtype=torch.int32)
+        # Pinned, since a copy from other memory waits for the stream; torch keeps the block until it is done.
+        self._sequences.slots.copy_(rows.pin_memory() if self.sampled.is_cuda else rows, non_blocking=True)
         self._slots = slots
 
     def forward(self) -> None:
@@ -179,6 +181,8 @@ class BatchStep:
         plan = self._plans[id(layer.gate_up)]
         fixed = ffn.gated and len(layer.gate_up.parts) == 1 and isinstance(plan.tile, PlanesTile)
         fixed = fixed and self._adapters is None  # their addends come before the gate
+        # Its CTAs write one while others still read the other.
+        fixed = fixed and self._input_of(layer.gate_up) is not self._input_of(layer.down)
         return fixed and 0 < blocks <= 64 and plan.tile.splits == 1
 
     def _project(self, x: Planes | torch.Tensor) -> None:

@@ -50,6 +50,12 @@ def pack_bytes(q0, q1, q2, q3):
 
 
 @triton.jit
+def magnitude(value):
+    """|x|, infinite for what is not a number: a maximum drops those on a card, and a block must not come out finite."""
+    return tl.where(value == value, tl.abs(value), float("inf"))
+
+
+@triton.jit
 def block_scale(largest):
     """max |x| of a block -> (scale, 1 / scale); a block of zeros gets a tiny scale."""
     largest = tl.maximum(largest, 1e-30)
@@ -61,7 +67,7 @@ def block_scale(largest):
 @triton.jit
 def store_planes(pairs, scales, column, value, C: tl.constexpr, XB: tl.constexpr):
     """One token's `value` fp32 [blocks, XB] at `column` -> its bytes at `pairs` [2, C], scales [ceil(C / XB)]."""
-    scale, inverse = block_scale(tl.max(tl.abs(value), 1))
+    scale, inverse = block_scale(tl.max(magnitude(value), 1))
     q = quantize(value, inverse[:, None])
     tl.store(pairs + column, high_byte(q).to(tl.int8), mask=column < C)
     tl.store(pairs + C + column, low_byte(q).to(tl.int8), mask=column < C)
@@ -75,7 +81,7 @@ def store_planes_of_rows(
 ):
     """`value` fp32 [BN columns, BM tokens] from column `first` on -> bytes at `pairs` [T, 2, columns] and scales."""
     blocks = tl.reshape(value, (BN // XB, XB, BM))
-    scale, inverse = block_scale(tl.max(tl.abs(blocks), 1))
+    scale, inverse = block_scale(tl.max(magnitude(blocks), 1))
     q = tl.reshape(quantize(blocks, inverse[:, None, :]), (BN, BM))
     column = first + tl.arange(0, BN)
     wanted = present[None, :] & (column < columns)[:, None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from octavo.runners.cuda.fixed_point import block_scale, pack_bytes, quantize
+from octavo.runners.cuda.fixed_point import block_scale, magnitude, pack_bytes, quantize
 from octavo.runners.cuda.ptx import dp4a
 
 
@@ -78,8 +78,8 @@ def quantize_shuffled(
                 squares += value * value
                 value *= gains[step * (LANE // 4) + plane]
             values = values + (value,)
-            largest = tl.maximum(largest, tl.abs(value))
-        scale, inverse = block_scale(tl.max(largest, 2))
+            largest = tl.maximum(largest, tl.abs(value), propagate_nan=tl.PropagateNan.ALL)
+        scale, inverse = block_scale(tl.max(magnitude(largest), 2))
         for half in tl.static_range(LANE // 16):
             q0 = quantize(values[half * 4], inverse[:, :, None])
             q1 = quantize(values[half * 4 + 1], inverse[:, :, None])

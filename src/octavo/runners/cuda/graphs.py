@@ -30,9 +30,9 @@ class Graphs:
     def run(self, key: Hashable, launch: Callable[[], None]) -> None:
         """Launch it, or replay what it launched before: it has to be the same each time."""
         if key not in self._graphs or not self._capturing:
-            self._graphs[key] = None
             self._eager += 1
             launch()
+            self._graphs[key] = None
             return
         graph = self._graphs[key]
         if graph is None:

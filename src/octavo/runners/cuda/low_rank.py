@@ -134,12 +134,12 @@ class Adapters:
                 remedy="Merge the adapter into the model's weights.",
             )
         index = next(i for i in range(MOST_ADAPTERS) if i not in self._addends)
-        self._loaded[name] = index
-        self._addends[index] = {
+        addends = {
             parameter: (self._on_device(a), self._on_device(b))
             for parameter, (a, b) in adapter.addends.items()
         }
-        self._write(index, self._addends[index])
+        self._loaded[name], self._addends[index] = index, addends
+        self._write(index, addends)
 
     def drop(self, name: str) -> None:
         index = self._loaded.pop(name)

@@ -49,7 +49,7 @@ def _block_scales(
 
 @triton.jit
 def _joined(part, BN: tl.constexpr, BM: tl.constexpr):
-    """Sums of high and of low bytes int32 [BN, 2 BM] -> fp32 [BN, BM]."""
+    """A block's sums of high and of low bytes int32 [BN, 2 BM] -> fp32 [BN, BM], exact before the conversion."""
     high, low = tl.split(tl.reshape(part, (BN, BM, 2)))
     return (high * 256 + low).to(tl.float32)
 
@@ -94,7 +94,9 @@ def _finish(
 ):  # fmt: skip
     """What scales remain, and the bias where `adding`."""
     if GROUP == 0 and X_GROUP == 0:
-        total = _joined(whole, BN, BM)
+        # Of all columns: 256 times such a sum need not fit 32 bits.
+        high, low = tl.split(tl.reshape(whole, (BN, BM, 2)))
+        total = high.to(tl.float32) * 256.0 + low.to(tl.float32)
     if X_GROUP == 0:
         total = total * tl.load(x_scales + token, mask=present, other=0.0)[None, :]
     if GROUP == 0:
@@ -252,7 +254,8 @@ def planes_linear(
     count = x.pairs.shape[0]
     group = matrix.encoding.group_size
     whole_rows = x.scales.shape[1] == 1
-    block = (min(group, 64) or tile.columns) if whole_rows else x.block_columns
+    of_weights = tile.columns if group == 0 else 64 if group % 64 == 0 else 32
+    block = of_weights if whole_rows else x.block_columns
     gate = out if isinstance(out, Gate) else None
     assert matrix.encoding.codec == "i8"
     assert group % block == 0

@@ -5,6 +5,7 @@ Nothing stored depends on a tile. Shape letters: M rows of x, N output rows, C p
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from octavo.runners.cuda.limits import PARTIAL_SUMS
@@ -23,7 +24,8 @@ def planes_tile_for(
     table = _MEASURED.get(family_of(card), {})
     sizes = sorted(key[3] for key in table if key[:3] == (group, rows, columns) and key[3] >= count)
     if sizes:
-        return table[group, rows, columns, sizes[0]]
+        tile = table[group, rows, columns, sizes[0]]
+        return tile if splitting else dataclasses.replace(tile, splits=1)
     return _default(multiprocessors, rows, columns, count, splitting=splitting)
 
 

@@ -1,7 +1,7 @@
 """Weights on their way to the device: threads copy from the mapped file into pinned pieces, and send them on.
 
 A thread fills one of its two pieces while the other is on the bus, so neither waits for the other. Nothing is
-there before `finish`, though what is queued on the stream afterwards finds it.
+there before the context is left, though what is queued on the stream afterwards finds it.
 """
 
 from __future__ import annotations
