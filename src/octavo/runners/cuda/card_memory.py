@@ -6,7 +6,7 @@ from octavo.dtypes import DTYPE_BYTES
 from octavo.errors import NotEnoughMemoryError
 from octavo.models.spec import KV_PAGE_TOKENS, ModelSpec
 from octavo.runners.base import RunnerConfig
-from octavo.runners.cuda.limits import activation_bytes
+from octavo.runners.cuda.limits import LIBRARY_BYTES, activation_bytes
 from octavo.units import readable_bytes
 
 _REMEDY = (
@@ -23,6 +23,7 @@ def no_room_to_load(
         "weights": weights_bytes,
         "kv": kv_bytes(spec, config),
         "activations": activation_bytes(spec, config),
+        "libraries": LIBRARY_BYTES,
     }
     needed = sum(parts.values())
     named = ", ".join(f"{part} {readable_bytes(nbytes)}" for part, nbytes in parts.items())

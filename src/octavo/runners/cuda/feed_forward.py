@@ -1,7 +1,8 @@
 """act(gate) * up of many tokens, between the two products of the feed-forward block.
 
 Contract: both [T, 2 F] (gate's columns first), or [T, F] where not gated, or the S partial sums of a split product
-[S, T, ..], added in order -> out: values [T, C], columns past F left alone, or planes (`fixed_point`), zeros past F.
+[S, T, ..], added in order -> out: values [T, C] or planes (`fixed_point`), zeros past F, since a weight's code of 0
+need not mean 0.
 Shape letters: T tokens, F hidden columns, C padded columns, S splits, XB columns of a block of planes.
 """
 
@@ -40,7 +41,7 @@ def feed_forward_kernel(
         store_planes(out + token * (2 * C), out_scales + token * ((C + XB - 1) // XB), column, value, C, XB)
     else:
         place = shuffled_place(column) if OUT == "shuffled" else column
-        tl.store(out + token * C + place, value.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + token * C + place, value.to(out.dtype.element_ty), mask=column < C)
 
 
 def feed_forward(
