@@ -13,7 +13,6 @@ import uvicorn
 
 from octavo.errors import (
     DeviceError,
-    DownloadError,
     IncompatibleModelError,
     ModelNotFoundError,
     OctavoError,
@@ -32,7 +31,7 @@ _ABORT_SECONDS = 1.5
 """What aborted requests get to send their last event."""
 
 _NEVER = (ModelNotFoundError, IncompatibleModelError, ResourceError, DeviceError, UsageError)
-"""What trying again will not change while the server runs."""
+"""What trying again will hardly change while the server runs; a download, whoever starts the server tries again."""
 
 _log = logging.getLogger("octavo.server")
 
@@ -112,9 +111,7 @@ class Server:
 
     def _note_load(self, preloading: asyncio.Task[Resident]) -> None:
         error = None if preloading.cancelled() else preloading.exception()
-        hopeless = isinstance(error, _NEVER) and not isinstance(error, DownloadError)
-        if hopeless and self._stopping is None:
-            assert isinstance(error, OctavoError)
+        if isinstance(error, _NEVER) and self._stopping is None:
             self._hopeless = error
             self.stop()
 
