@@ -61,6 +61,21 @@ def test_it_has_its_socket_and_nothing_else(tmp_path, monkeypatch, link):
     assert (read, has_key) == ("", False)
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_the_hubs_token_stays_away_from_strangers_text(tmp_path, monkeypatch, quiet):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    script = tmp_path / "child.py"
+    script.write_text(
+        "import os, sys\nfrom octavo.server.link import connect\n"
+        "connect(sys.argv[1]).sendall(b'y' if 'HF_TOKEN' in os.environ else b'n')\n"
+    )
+    child = sandbox.start([str(script)], quiet=quiet)
+    child.connection.settimeout(20)
+    assert child.connection.recv(1) == (b"n" if quiet else b"y")
+    child.connection.close()
+    child.process.wait(20)
+
+
 def test_only_the_child_gets_the_connection(tmp_path, monkeypatch):
     """Over loopback anyone on the machine may connect first: without the token it is turned away."""
     strangers = []

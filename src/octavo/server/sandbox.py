@@ -1,7 +1,8 @@
 """Every child process of the server: started here with its caps, killed here, and gone when the server is.
 
-A child gets its end of `octavo.server.link` and nothing else: no other descriptor, no standard input, and an
-environment without secrets. It ends by itself when the other end closes, so also when the server is killed.
+A child gets its end of `octavo.server.link` and nothing else: no other descriptor, on standard input at most the
+token of a loopback link, and an environment without the server's secrets. It ends by itself when the other end
+closes, so also when the server is killed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from octavo.server.settings import LinkName
 
 _SECRETS = ("OCTAVO_API_KEY", "OCTAVO_ADMIN_KEY")
 """Variables that are the server's alone."""
+_HUB_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
+"""Those of who downloads: workers, and no child that runs a stranger's text."""
 _GRACE_SECONDS = 5.0
 _CAPPED = ("-m", "octavo.server.capped")
 """Caps the new process, then becomes the command: preexec_fn is not safe in a program with threads."""
@@ -82,6 +85,7 @@ def start(
 ) -> Child:
     """Start `command`, a Python module or script and its arguments, with what `link.connect` takes as the last one.
 
+    `quiet`: for children that run a stranger's text: no standard error, and no token of the hub.
     Raises OSError where the system cannot start it, DeviceError where it does not connect. Blocks.
     """
     place = offer(link)
@@ -93,7 +97,7 @@ def start(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL if quiet else None,
             pass_fds=place.descriptors,
-            env=_environment(os.environ),
+            env=_environment(os.environ, (*_SECRETS, *_HUB_SECRETS) if quiet else _SECRETS),
             start_new_session=True,  # a group of its own: Ctrl-C is the server's, and `kill` reaches all of it
         )
         return Child(process, place.accept(process))
@@ -113,8 +117,8 @@ def _wrapping(caps: Caps) -> tuple[str, ...]:
     return (*_CAPPED, str(caps.memory_bytes), str(caps.cpu_seconds))
 
 
-def _environment(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name not in _SECRETS}
+def _environment(environment: Mapping[str, str], without: Sequence[str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name not in without}
 
 
 async def _wait(process: subprocess.Popen[bytes]) -> int:
