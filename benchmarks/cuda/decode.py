@@ -2,33 +2,41 @@
 
     python benchmarks/cuda/decode.py [--models gemma-2-2b,...] [--formats int8,...] [--tune]
 
-Steps are replayed from one graph (model and greedy sampling), greedy, from the context given on. `--tune` tries
-tiles of each linear in the whole step, one linear after the other, and prints a table for `tiles.py`.
+Steps are replayed from one graph (model and greedy sampling), greedy, from the context given on. `--tune` finds tiles
+as `octavo bench --tune` does, takes them, and prints them as a table for `tiles.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import astuple
 
 import torch
 from reference import logits_of
 from shapes import FORMATS, SHAPES, random_model, read_bytes, stream_bytes_per_second
 
-from octavo.runners.cuda import tiles
 from octavo.runners.cuda.batch_decode import step_kind
 from octavo.runners.cuda.decode import Card
 from octavo.runners.cuda.decode_attention import Sequences
 from octavo.runners.cuda.device_model import DeviceModel
 from octavo.runners.cuda.kv_cache import make_cache
-from octavo.runners.cuda.tiles import Tile
+from octavo.runners.cuda.tiles import Key, Tile
+from octavo.runners.cuda.tuning import fastest_tiles
 
 
 class Decoder:
     """`batch` sequences of one length on a model, from position `start`."""
 
-    def __init__(self, model: DeviceModel, context_tokens: int, batch: int = 1, *, pdl: bool = True) -> None:
+    def __init__(
+        self,
+        model: DeviceModel,
+        context_tokens: int,
+        batch: int = 1,
+        *,
+        pdl: bool = True,
+        tiles: Mapping[Key, Tile] | None = None,
+    ) -> None:
         spec = model.spec
         properties = torch.cuda.get_device_properties(0)
         self.card = Card(
@@ -36,6 +44,7 @@ class Decoder:
             properties.multi_processor_count,
             pdl and properties.major >= 9,
             properties.L2_cache_size,
+            tiles or {},
         )
         self.model, self.batch, self.context_tokens = model, batch, context_tokens
         pages = context_tokens // 32
@@ -107,44 +116,6 @@ class Decoder:
         return float((got - want).norm() / want.norm()), int((got.argmax(1) == want.argmax(1)).sum())
 
 
-CANDIDATES = {  # columns -> (lanes, rows, warps)
-    2304: [(32, 2, 1), (32, 4, 1), (64, 4, 2), (64, 8, 2), (128, 8, 4), (256, 4, 8), (256, 8, 8)],
-    2048: [(32, 2, 1), (64, 2, 2), (64, 4, 2), (128, 4, 4), (128, 8, 4)],
-    9216: [(64, 2, 2), (128, 2, 4), (128, 4, 4), (256, 2, 8), (256, 4, 8)],
-    4096: [(64, 2, 2), (64, 4, 2), (128, 4, 4), (128, 8, 4), (256, 4, 8), (256, 8, 8)],
-    14336: [(128, 2, 4), (256, 2, 8), (256, 4, 8), (512, 2, 16)],
-    8192: [(128, 2, 4), (128, 4, 4), (256, 2, 8), (256, 4, 8), (512, 2, 16)],
-}
-
-
-def tune(decoder: Decoder, deadline: float) -> Iterator[str]:
-    """Lines of a table for `tiles.py`."""
-    layer = decoder.model.layers[0]
-    table = tiles.measured_tiles("hopper")
-    linears = [layer.gate_up, layer.down, layer.qkv, layer.o, decoder.model.head]
-    for linear in linears:
-        (part,) = linear.parts
-        key = (part.encoding.codec, part.encoding.group_size, part.rows, part.columns)
-        found: list[tuple[float, Tile]] = []
-        for lanes, rows, warps in CANDIDATES[part.columns]:
-            for each in (2, 3, 4, 6, 8, 12, 16, 24):
-                if each * decoder.card.multiprocessors > 2 * part.rows // rows or time.time() > deadline:
-                    continue
-                if each * warps > 64:
-                    continue
-                table[key] = Tile(lanes, rows, warps, each)
-                decoder.build()
-                found.append((decoder.milliseconds(128, 24, 3), table[key]))
-        if found:
-            found.sort(key=lambda pair: pair[0])
-            table[key] = found[0][1]
-            ms, t = found[0]
-            others = f"2nd {found[1][0] * 1e3:.0f} {found[1][1]}; worst {found[-1][0] * 1e3:.0f}"
-            tile = f"Tile({t.lanes}, {t.rows}, {t.warps}, {t.ctas_per_multiprocessor})"
-            yield f"    {key}: {tile},  # step {ms * 1e3:.0f} us; {others}"
-    decoder.build()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=",".join(SHAPES))
@@ -161,11 +132,14 @@ def main() -> None:
         for chosen in arguments.formats.split(","):
             model = random_model(SHAPES[name], FORMATS[chosen], 8192)
             context = 32 * (-(-(arguments.context + 128) // 32))
-            decoder = Decoder(model, max(512, context), arguments.batch)
-            nbytes = read_bytes(model)
+            tiles: dict[Key, Tile] = {}
             if arguments.tune:
-                for line in tune(decoder, time.time() + arguments.tune_seconds):
-                    print(line, flush=True)
+                seconds = arguments.tune_seconds
+                tiles = fastest_tiles(model, torch.bfloat16, torch.bfloat16, torch.device("cuda"), seconds)
+                for key, tile in tiles.items():
+                    print(f"        {key}: Tile{astuple(tile)},", flush=True)
+            decoder = Decoder(model, max(512, context), arguments.batch, tiles=tiles)
+            nbytes = read_bytes(model)
             ms = decoder.milliseconds(arguments.context)
             error = "" if arguments.no_error else "error {:.4f}, {} of 32 equal".format(*decoder.error())
             floor = nbytes / roof * 1e3

@@ -15,13 +15,20 @@ from octavo.models.spec import Attention, DenseMLP, LayerNorms, LayerSpec, Model
 from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNorm, Linear, Matrix
 from octavo.runners.cuda.layout import Encoding
 
+_INT8 = Encoding("i8", 64, "f16")
 FORMATS = {
-    "int8": Encoding("i8", 64, "f16"),
-    "llm-int8": Encoding("i8", 0, "f32"),
-    "q8_0": Encoding("i8", 32, "f16"),
-    "q4_1": Encoding("u4", 32, "f16"),
-    "bf16": Encoding("bf16", 0, "none"),
+    name: (layers, layers if name not in ("int4", "int4-g128") else _INT8)
+    for name, layers in {
+        "int8": _INT8,
+        "llm-int8": Encoding("i8", 0, "f32"),
+        "q8_0": Encoding("i8", 32, "f16"),
+        "q4_1": Encoding("u4", 32, "f16"),
+        "int4": Encoding("u4", 32, "f9z7"),
+        "int4-g128": Encoding("i4", 128, "f16"),
+        "bf16": Encoding("bf16", 0, "none"),
+    }.items()
 }
+"""Of the layers' matrices; of the embedding and the head."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +103,16 @@ def random_matrix(rows: int, columns: int, encoding: Encoding) -> Matrix:
         return Matrix(encoding, rows, columns, codes.view(-1), empty, None)
     groups = encoding.groups(columns)
     jitter = 0.8 + 0.4 * torch.rand((rows, groups), device="cuda")
-    if encoding.codec == "u4":
+    if encoding.codec in ("u4", "i4"):
         codes = torch.randint(-(2**31), 2**31 - 1, (rows * columns // 8,), dtype=torch.int32, device="cuda")
         scale = (jitter * spread / 4.6).half()
+        if encoding.codec == "i4":
+            return Matrix(encoding, rows, columns, codes, scale.view(-1), None)
+        if encoding.scales == "f9z7":  # 2^(e - 22) (1 + m / 16), and a zero of 60 eighths of a code
+            exponent = scale.float().log2().floor()
+            mantissa = (scale.float() / exponent.exp2() * 16 - 16).floor()
+            words = ((exponent + 22) * 16 + mantissa).to(torch.int16) | (60 << 9)
+            return Matrix(encoding, rows, columns, codes, words.view(-1), None)
         pairs = torch.stack((scale, (-7.5 * scale.float()).half()), -1)
         return Matrix(encoding, rows, columns, codes, pairs.view(-1).view(torch.int32), None)
     codes = torch.empty((rows, columns), dtype=torch.int8, device="cuda")
@@ -109,7 +123,9 @@ def random_matrix(rows: int, columns: int, encoding: Encoding) -> Matrix:
     return Matrix(encoding, rows, columns, codes.view(-1).view(torch.int32), scales.to(dtype).view(-1), None)
 
 
-def random_model(shape: Shape, encoding: Encoding, context_tokens: int, seed: int = 0) -> DeviceModel:
+def random_model(
+    shape: Shape, formats: tuple[Encoding, Encoding], context_tokens: int, seed: int = 0
+) -> DeviceModel:
     torch.manual_seed(seed)
     spec = spec_of(shape)
     frequencies = torch.tensor(spec.layers[0].mixer.rope.inverse_frequencies)  # type: ignore[union-attr]
@@ -120,7 +136,7 @@ def random_model(shape: Shape, encoding: Encoding, context_tokens: int, seed: in
         return DeviceNorm("rms", 1e-6, mean + 0.1 * torch.randn(shape.hidden, device="cuda"), None)
 
     def linear(rows: int, columns: int) -> Linear:
-        return Linear((random_matrix(rows, columns, encoding),))
+        return Linear((random_matrix(rows, columns, formats[0]),))
 
     mixed = shape.heads * shape.head_dim
     layers = tuple(
@@ -141,8 +157,8 @@ def random_model(shape: Shape, encoding: Encoding, context_tokens: int, seed: in
         )
         for layer in spec.layers
     )
-    embedding = random_matrix(shape.vocabulary, shape.hidden, encoding)
-    head = linear(shape.vocabulary, shape.hidden)
+    embedding = random_matrix(shape.vocabulary, shape.hidden, formats[1])
+    head = Linear((random_matrix(shape.vocabulary, shape.hidden, formats[1]),))
     return DeviceModel(spec, embedding, layers, norm(), head, 0)
 
 

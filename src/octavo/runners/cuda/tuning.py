@@ -30,22 +30,34 @@ _MOST_WARPS = 48
 """Of a multiprocessor, or registers run out."""
 
 
-@torch.inference_mode()
 def tune_model(
     spec: ModelSpec, weights: WeightStore, config: RunnerConfig, seconds: float
 ) -> tuple[str, dict[Key, Tile]]:
     """The card's name, and the fastest tile of each shape."""
     device = torch.device(config.device)
+    compute_dtype, kv_dtype = getattr(torch, config.compute_dtype), getattr(torch, config.kv_dtype)
     with torch.cuda.device(device):
         model = load_model(spec, weights, _PAGES * KV_PAGE_TOKENS, device)
-        timer = _StepTimer(model, config, device)
-        found: dict[Key, Tile] = {}
-        ends = time.monotonic() + seconds
-        shapes = distinct_matrices(model)
-        for index, matrix in enumerate(shapes):
-            share = time.monotonic() + (ends - time.monotonic()) / (len(shapes) - index)
-            found[key_of(matrix.encoding, matrix.rows, matrix.columns)] = _best(timer, matrix, found, share)
-        return timer.card.name, found
+        return card_of(device).name, fastest_tiles(model, compute_dtype, kv_dtype, device, seconds)
+
+
+@torch.inference_mode()
+def fastest_tiles(
+    model: DeviceModel,
+    compute_dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    device: torch.device,
+    seconds: float,
+) -> dict[Key, Tile]:
+    """Of each shape, among those that `seconds` are enough for. `model` is on `device`, the current one."""
+    timer = _StepTimer(model, compute_dtype, kv_dtype, device)
+    found: dict[Key, Tile] = {}
+    ends = time.monotonic() + seconds
+    shapes = distinct_matrices(model)
+    for index, matrix in enumerate(shapes):
+        share = time.monotonic() + (ends - time.monotonic()) / (len(shapes) - index)
+        found[key_of(matrix.encoding, matrix.rows, matrix.columns)] = _best(timer, matrix, found, share)
+    return found
 
 
 def distinct_matrices(model: DeviceModel) -> list[Matrix]:
@@ -88,13 +100,15 @@ def _best(timer: _StepTimer, matrix: Matrix, found: dict[Key, Tile], ends: float
 class _StepTimer:
     """A decode step of one sequence, from half of its context on."""
 
-    def __init__(self, model: DeviceModel, config: RunnerConfig, device: torch.device) -> None:
+    def __init__(
+        self, model: DeviceModel, compute_dtype: torch.dtype, kv_dtype: torch.dtype, device: torch.device
+    ) -> None:
         spec = model.spec
         self.card: Card = card_of(device)
         self._model = model
-        self._dtype = getattr(torch, config.compute_dtype)
+        self._dtype = compute_dtype
         groups = len(spec.kv_groups)
-        self._caches = make_cache(spec, [_PAGES] * groups, getattr(torch, config.kv_dtype), device)
+        self._caches = make_cache(spec, [_PAGES] * groups, kv_dtype, device)
         self._positions = torch.zeros(2, dtype=torch.int32, device=device)
         self._last_tokens = torch.zeros(2, dtype=torch.int32, device=device)
         pages = torch.arange(_PAGES, dtype=torch.int32, device=device).expand(2, -1).contiguous()
