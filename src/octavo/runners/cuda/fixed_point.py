@@ -65,13 +65,13 @@ def block_scale(largest):
 
 
 @triton.jit
-def store_planes(pairs, scales, column, value, C: tl.constexpr, XB: tl.constexpr):
-    """One token's `value` fp32 [blocks, XB] at `column` -> its bytes at `pairs` [2, C], scales [ceil(C / XB)]."""
+def store_planes(pairs, scales, block, column, value, C: tl.constexpr, XB: tl.constexpr):
+    """One token's `value` fp32 [blocks, XB] of `block`s, at `column` -> its bytes at `pairs` [2, C], scales
+    [ceil(C / XB)]."""
     scale, inverse = block_scale(tl.max(magnitude(value), 1))
     q = quantize(value, inverse[:, None])
     tl.store(pairs + column, high_byte(q).to(tl.int8), mask=column < C)
     tl.store(pairs + C + column, low_byte(q).to(tl.int8), mask=column < C)
-    block = tl.min(column, 1) // XB
     tl.store(scales + block, scale, mask=block < (C + XB - 1) // XB)
 
 
