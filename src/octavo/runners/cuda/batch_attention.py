@@ -152,7 +152,13 @@ def join_splits_kernel(
     mixed = mixed / tl.where(valid, total, 1.0)
     if PLANES:
         store_planes(
-            out + sequence * (2 * C), out_scales + sequence * ((C + XB - 1) // XB), block, column, mixed, C, XB
+            out + sequence * (2 * C),
+            out_scales + sequence * ((C + XB - 1) // XB),
+            block,
+            column,
+            mixed,
+            C,
+            XB,
         )
     else:
         tl.store(out + sequence * C + column, mixed.to(out.dtype.element_ty), mask=column < C)

@@ -40,7 +40,9 @@ def feed_forward_kernel(
     if GATED:
         value *= load_sum(row + F + column, inside, split_stride, SPLITS)
     if OUT == "planes":
-        store_planes(out + token * (2 * C), out_scales + token * ((C + XB - 1) // XB), block, column, value, C, XB)
+        store_planes(
+            out + token * (2 * C), out_scales + token * ((C + XB - 1) // XB), block, column, value, C, XB
+        )
     else:
         place = shuffled_place(column) if OUT == "shuffled" else column
         tl.store(out + token * C + place, value.to(out.dtype.element_ty), mask=column < C)

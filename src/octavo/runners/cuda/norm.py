@@ -57,7 +57,9 @@ def norm_kernel(
         if PRE != "none":
             value = normalize(value, valid, gain, bias, pre_eps, K, PRE)
         if OUT == "planes":
-            store_planes(x + token * (2 * C), x_scales + token * ((C + XB - 1) // XB), block, column, value, C, XB)
+            store_planes(
+                x + token * (2 * C), x_scales + token * ((C + XB - 1) // XB), block, column, value, C, XB
+            )
         else:
             tl.store(x + token * C + column, value.to(x.dtype.element_ty), mask=column < C)
 
