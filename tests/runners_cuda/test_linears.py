@@ -21,6 +21,7 @@ from octavo.runners.cuda.feed_forward import feed_forward
 from octavo.runners.cuda.gemv import Add, Logits, Vector, gemv, reference, shuffle
 from octavo.runners.cuda.planes_linear import Gate, PlanesTile, RowLogits, planes_linear
 from octavo.runners.cuda.planes_linear import reference as planes_reference
+from octavo.runners.cuda.quantize_rows import Unquantized, quantize_rows
 from octavo.runners.cuda.rows_linear import RowsTile, rows_linear
 from octavo.runners.cuda.tiles import Tile
 
@@ -233,6 +234,30 @@ def test_gate_and_up_of_rows_in_fixed_point(
     act = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
     close(fixed_point.dequantize(planes), F.pad(act * up, (0, 64 - fed)), 5e-5)
     assert bool((planes.pairs[..., fed:] == 0).all())
+
+
+def test_gate_and_up_leave_values_where_a_scale_is_a_token_s(pack: Callable[..., Any], randn: Any) -> None:
+    """Two pieces, the second not filled; what is not a number stays none."""
+    fed, columns, count = 33, 96, 5
+    matrix, values = pack(INT8, 2 * fed, columns, randn(2 * fed))
+    x = fixed_point.reference(F.pad(randn(count, columns), (0, 32)), 128)
+    x.scales[3] = torch.nan
+    gated = Unquantized(
+        torch.full((count, fed), torch.nan, device=values.device),
+        torch.zeros((count, 2), device=values.device),
+    )
+    planes_linear(matrix, x, Gate("silu", gated), PlanesTile(32, 8, 64, 2, 4), pdl=False, descriptors=False)
+    gate, up = planes_reference(x, values, matrix.bias).chunk(2, -1)
+    want, sound = F.pad(F.silu(gate) * up, (0, 64 - fed)), torch.tensor([0, 1, 2, 4])
+    close(gated.values[sound], want[sound, :fed], 1e-5)
+    planes = fixed_point.Planes(
+        torch.full((count, 2, 64), 77, dtype=torch.int8, device=values.device),
+        torch.full((count, 1), torch.nan, device=values.device),
+    )
+    quantize_rows(gated, planes, pdl=False)
+    close(fixed_point.dequantize(planes)[sound], want[sound], 5e-5)
+    assert torch.allclose(planes.scales[sound, 0], want[sound].abs().amax(1) / fixed_point.LARGEST)
+    assert not bool(planes.scales[3].isfinite().any())
 
 
 def test_the_batch_head_finds_the_best_tokens_and_sees_what_is_not_finite(

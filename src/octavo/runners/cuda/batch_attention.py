@@ -39,10 +39,10 @@ def _base_2(score, softcap, SOFTCAP: tl.constexpr):
     return score * _LOG2_E
 
 
-@triton.jit(do_not_specialize=["table_stride", "qkv_stride"])
+@triton.jit(do_not_specialize=["table_stride"])
 def batch_attention_kernel(
     qkv, keys, values, tables, slots, positions, cosines, sines, q_gain, k_gain, parts, sums, table_stride,
-    qkv_stride, qk_eps, scale, softcap,
+    qk_eps, scale, softcap,
     H: tl.constexpr, KH: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr, HALF: tl.constexpr,
     NORM: tl.constexpr, Q_P2: tl.constexpr, K_P2: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     CT: tl.constexpr, S: tl.constexpr, P: tl.constexpr, PDL: tl.constexpr,
@@ -54,6 +54,7 @@ def batch_attention_kernel(
     kv_head = cta % KH
     split = (cta // KH) % S
     sequence = cta // (KH * S)
+    qkv_stride = tl.num_programs(0) // (KH * S) * ((H + 2 * KH) * D)
     slot = tl.load(slots + sequence)
     position = tl.load(positions + slot)
     table = tables + slot * table_stride
@@ -151,7 +152,13 @@ def join_splits_kernel(
     mixed = mixed / tl.where(valid, total, 1.0)
     if PLANES:
         store_planes(
-            out + sequence * (2 * C), out_scales + sequence * ((C + XB - 1) // XB), column, mixed, C, XB
+            out + sequence * (2 * C),
+            out_scales + sequence * ((C + XB - 1) // XB),
+            block,
+            column,
+            mixed,
+            C,
+            XB,
         )
     else:
         tl.store(out + sequence * C + column, mixed.to(out.dtype.element_ty), mask=column < C)
@@ -211,7 +218,6 @@ def batch_attention(
         parts,
         sums,
         table.shape[1],
-        qkv.stride(0),
         0.0 if layer.q_norm is None else layer.q_norm.eps,
         mixer.scale,
         mixer.softcap or 1.0,

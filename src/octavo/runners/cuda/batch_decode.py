@@ -2,13 +2,14 @@
 
 Linears of int8 codes take activations in fixed point (`planes_linear`), others in 16 bits (`rows_linear`). Whoever
 makes an activation writes it as its reader takes it, and adds the partial sums of the product it reads.
-Kernels, a layer: join_residual, qkv, attention, join_splits, o, join_residual, gate_up, feed_forward, down; where the
-input of down has scales of blocks, gate_up makes it (`Gate`).
+Kernels, a layer: join_residual, qkv, attention, join_splits, o, join_residual, gate_up, feed_forward, down. In fixed
+point gate_up gates by itself (`Gate`): it makes the input of down where that has scales of blocks, else quantize_rows.
 Shape letters: B sequences, S partial sums, C padded columns, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ from octavo.runners.cuda.norm import join_residual
 from octavo.runners.cuda.pick import PIECE_TOKENS, best_of_rows, pick
 from octavo.runners.cuda.planes_linear import Gate, PlanesTile, RowLogits, planes_linear
 from octavo.runners.cuda.planes_tiles import planes_tile_for
+from octavo.runners.cuda.quantize_rows import Unquantized, quantize_rows
 from octavo.runners.cuda.rows_linear import RowsTile, rows_linear, rows_tile_for
 
 
@@ -77,8 +79,8 @@ class BatchStep:
         self._h = self._buffer(spec.hidden_size)
         self._y = self._buffer(max(self._partial(x) for x in linears if x.rows == spec.hidden_size))
         self._qkv = self._buffer(max(self._partial(layer.qkv) for layer in model.layers))
-        ungated = [layer for layer in model.layers if not self._gates(layer)]
-        self._both = self._buffer(max((self._partial(layer.gate_up) for layer in ungated), default=0))
+        self._both = self._buffer(max(self._unfed(layer) for layer in model.layers))
+        self._largest = self._buffer(max(self._pieces_of(layer) for layer in model.layers))
         self.logits = self._buffer(spec.vocab_size)
         self.sampled = torch.zeros(self._count, dtype=torch.int32, device=self._device)
         mixers = [layer.mixer for layer in spec.layers]
@@ -168,13 +170,19 @@ class BatchStep:
             assert isinstance(x, Planes)
             assert isinstance(fed, Planes)
             assert isinstance(tile, PlanesTile)
-            planes_linear(part, x, Gate(ffn.activation, fed), tile, pdl=pdl, descriptors=pdl)
+            if pieces := self._pieces_of(layer):
+                values = _start(self._both, self._count, part.rows // 2)
+                gated = Unquantized(values, _start(self._largest, self._count, pieces))
+                planes_linear(part, x, Gate(ffn.activation, gated), tile, pdl=pdl, descriptors=pdl)
+                quantize_rows(gated, fed, pdl=pdl)
+            else:
+                planes_linear(part, x, Gate(ffn.activation, fed), tile, pdl=pdl, descriptors=pdl)
         else:
             feed_forward(self._linear(layer.gate_up, self._both), fed, ffn, pdl=self._card.pdl)
         return self._linear(layer.down, self._y)
 
     def _gates(self, layer: DeviceLayer) -> bool:
-        """Whether one kernel makes the input of down: a block's scale is known where its columns are."""
+        """Whether gate_up gates by itself."""
         ffn = layer.spec.ffn
         assert isinstance(ffn, DenseMLP), "others are declined"
         blocks = self._plans[id(layer.down)].block_columns
@@ -183,7 +191,20 @@ class BatchStep:
         fixed = fixed and self._adapters is None  # their addends come before the gate
         # Its CTAs write one while others still read the other.
         fixed = fixed and self._input_of(layer.gate_up) is not self._input_of(layer.down)
-        return fixed and 0 < blocks <= 64 and plan.tile.splits == 1
+        return fixed and blocks > 0 and plan.tile.splits == 1
+
+    def _pieces_of(self, layer: DeviceLayer) -> int:
+        """Pieces in which gate_up leaves what it gated, where the scale is a token's; 0: it makes down's input."""
+        tile = self._plans[id(layer.gate_up)].tile
+        if not self._gates(layer) or self._plans[id(layer.down)].block_columns <= 64:
+            return 0
+        return -(-(layer.gate_up.rows // 2) // tile.rows)
+
+    def _unfed(self, layer: DeviceLayer) -> int:
+        """Columns of what gate_up leaves that is not yet down's input."""
+        if self._gates(layer):
+            return layer.gate_up.rows // 2 if self._pieces_of(layer) else 0
+        return self._partial(layer.gate_up)
 
     def _project(self, x: Planes | torch.Tensor) -> None:
         spec, pdl = self._model.spec, self._card.pdl
@@ -205,8 +226,7 @@ class BatchStep:
         """Partial sums fp32 [S, B, N], at the start of `buffer`."""
         tile = self._plans[id(linear)].tile
         x, pdl = self._input_of(linear), self._card.pdl
-        shape = tile.splits, self._count, linear.rows
-        out = buffer.view(-1)[: tile.splits * self._count * linear.rows].view(shape)
+        out = _start(buffer, tile.splits, self._count, linear.rows)
         first = 0
         for part in linear.parts:
             into = out[:, :, first : first + part.rows]
@@ -246,6 +266,11 @@ class BatchStep:
 
     def _buffer(self, width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.zeros((self._count, width), dtype=dtype, device=self._device)
+
+
+def _start(buffer: torch.Tensor, *shape: int) -> torch.Tensor:
+    """The first values of a buffer."""
+    return buffer.view(-1)[: math.prod(shape)].view(shape)
 
 
 BLOCKS_UP_TO = 32

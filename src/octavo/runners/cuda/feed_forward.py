@@ -20,9 +20,9 @@ from octavo.runners.cuda.heads import load_sum
 from octavo.runners.cuda.ptx import release_dependents, wait_for_inputs
 
 
-@triton.jit(do_not_specialize=["split_stride"])
+@triton.jit
 def feed_forward_kernel(
-    both, out, out_scales, split_stride,
+    both, out, out_scales,
     F: tl.constexpr, C: tl.constexpr, SPLITS: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr,
     OUT: tl.constexpr, BLOCKS: tl.constexpr, XB: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -33,12 +33,16 @@ def feed_forward_kernel(
     block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
     column = block[:, None] * XB + tl.arange(0, XB)[None, :]
     inside = column < F
-    row = both + token * (2 * F if GATED else F)
+    WIDTH: tl.constexpr = 2 * F if GATED else F
+    row = both + token * WIDTH
+    split_stride = tl.num_programs(0) * WIDTH
     value = activate(load_sum(row + column, inside, split_stride, SPLITS), ACTIVATION)
     if GATED:
         value *= load_sum(row + F + column, inside, split_stride, SPLITS)
     if OUT == "planes":
-        store_planes(out + token * (2 * C), out_scales + token * ((C + XB - 1) // XB), column, value, C, XB)
+        store_planes(
+            out + token * (2 * C), out_scales + token * ((C + XB - 1) // XB), block, column, value, C, XB
+        )
     else:
         place = shuffled_place(column) if OUT == "shuffled" else column
         tl.store(out + token * C + place, value.to(out.dtype.element_ty), mask=column < C)
@@ -57,7 +61,6 @@ def feed_forward(
         both,
         values,
         values if planes is None else planes.scales,
-        both.stride(0),
         F=spec.hidden_size,
         C=columns,
         SPLITS=both.shape[0] if both.ndim == 3 else 1,

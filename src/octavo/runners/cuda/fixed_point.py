@@ -65,13 +65,19 @@ def block_scale(largest):
 
 
 @triton.jit
-def store_planes(pairs, scales, column, value, C: tl.constexpr, XB: tl.constexpr):
-    """One token's `value` fp32 [blocks, XB] at `column` -> its bytes at `pairs` [2, C], scales [ceil(C / XB)]."""
-    scale, inverse = block_scale(tl.max(magnitude(value), 1))
-    q = quantize(value, inverse[:, None])
+def store_bytes(pairs, column, value, inverse, C: tl.constexpr):
+    """One token's `value` fp32 at `column`, times 1 / scale -> its bytes at `pairs` [2, C]."""
+    q = quantize(value, inverse)
     tl.store(pairs + column, high_byte(q).to(tl.int8), mask=column < C)
     tl.store(pairs + C + column, low_byte(q).to(tl.int8), mask=column < C)
-    block = tl.min(column, 1) // XB
+
+
+@triton.jit
+def store_planes(pairs, scales, block, column, value, C: tl.constexpr, XB: tl.constexpr):
+    """One token's `value` fp32 [blocks, XB] of `block`s, at `column` -> its bytes at `pairs` [2, C], scales
+    [ceil(C / XB)]."""
+    scale, inverse = block_scale(tl.max(magnitude(value), 1))
+    store_bytes(pairs, column, value, inverse[:, None], C)
     tl.store(scales + block, scale, mask=block < (C + XB - 1) // XB)
 
 

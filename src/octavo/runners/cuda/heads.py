@@ -19,7 +19,10 @@ from octavo.runners.cuda.device_model import DeviceLayer
 
 @triton.jit
 def load_sum(pointers, mask, split_stride, S: tl.constexpr):
-    """fp32 sum of S values `split_stride` apart, zero where `mask` is not."""
+    """fp32 sum of S values `split_stride` apart, zero where `mask` is not.
+
+    The stride is one that a kernel makes of sizes it knows: beside one of its arguments values are loaded one by one.
+    """
     value = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
     for split in tl.static_range(1, S):
         value += tl.load(pointers + split * split_stride, mask=mask, other=0.0).to(tl.float32)

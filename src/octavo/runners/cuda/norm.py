@@ -14,6 +14,7 @@ import triton.language as tl
 
 from octavo.runners.cuda.device_model import DeviceNorm
 from octavo.runners.cuda.fixed_point import Planes, store_planes
+from octavo.runners.cuda.heads import load_sum
 from octavo.runners.cuda.layout import padded
 from octavo.runners.cuda.ptx import release_dependents, wait_for_inputs
 
@@ -27,9 +28,9 @@ def normalize(x, valid, gain, bias, eps, K: tl.constexpr, KIND: tl.constexpr):
     return tl.where(valid, x * gain + bias, 0.0)
 
 
-@triton.jit(do_not_specialize=["y_stride"])
+@triton.jit
 def norm_kernel(
-    h, y, post_gain, post_bias, pre_gain, pre_bias, x, x_scales, multiplier, post_eps, pre_eps, y_stride,
+    h, y, post_gain, post_bias, pre_gain, pre_bias, x, x_scales, multiplier, post_eps, pre_eps,
     K: tl.constexpr, C: tl.constexpr, BLOCKS: tl.constexpr, SPLITS: tl.constexpr, POST: tl.constexpr,
     POST_BIAS: tl.constexpr, PRE: tl.constexpr, PRE_BIAS: tl.constexpr, OUT: tl.constexpr, XB: tl.constexpr,
     PDL: tl.constexpr,
@@ -47,10 +48,7 @@ def norm_kernel(
     wait_for_inputs(PDL)
     value = tl.load(h + token * K + column, mask=valid, other=0.0)
     if SPLITS > 0:
-        addend = tl.load(y + token * K + column, mask=valid, other=0.0).to(tl.float32)
-        for split in tl.static_range(1, SPLITS):
-            part = y + split * y_stride.to(tl.int64) + token * K
-            addend += tl.load(part + column, mask=valid, other=0.0)
+        addend = load_sum(y + token * K + column, valid, tl.num_programs(0) * K, SPLITS)
         if POST != "none":
             addend = normalize(addend, valid, y_gain, y_bias, post_eps, K, POST)
         value += addend * multiplier
@@ -59,7 +57,9 @@ def norm_kernel(
         if PRE != "none":
             value = normalize(value, valid, gain, bias, pre_eps, K, PRE)
         if OUT == "planes":
-            store_planes(x + token * (2 * C), x_scales + token * ((C + XB - 1) // XB), column, value, C, XB)
+            store_planes(
+                x + token * (2 * C), x_scales + token * ((C + XB - 1) // XB), block, column, value, C, XB
+            )
         else:
             tl.store(x + token * C + column, value.to(x.dtype.element_ty), mask=column < C)
 
@@ -94,7 +94,6 @@ def join_residual(
         multiplier,
         0.0 if post is None else post.eps,
         0.0 if pre is None else pre.eps,
-        0 if y is None else y.stride(0),
         K=width,
         C=columns,
         BLOCKS=blocks,

@@ -10,8 +10,9 @@ for its first weights before it waits for the kernel before. The columns may be 
 Contract: planes int8 [M, 2, C] and scales fp32 [M, C / BK] or [M, 1] (`fixed_point`), the matrix [N, C] of layout
 `cuda-b64-1` in codec i8 -> out fp32 [S, M, N], which may be columns of a wider one (+ bias, in split 0). Other
 epilogues: `logits`: multiplier and softcap, and the best token of each BN rows; `gate`: rows n and n + N / 2 ->
-act(gate) * up as planes [M, 2, columns], which have zeros past N / 2, a scale for each XB of them. Shape letters: M
-rows of x, N output rows, C padded columns, S splits; BM, BN, BK of each at once.
+act(gate) * up as planes [M, 2, columns], which have zeros past N / 2, a scale for each XB of them, or where the scale
+is a token's (XB 0) as values [M, N / 2] and the largest of each BN of them. Shape letters: M rows of x, N output rows,
+C padded columns, S splits; BM, BN, BK of each at once.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.runners.cuda.activation import activate, tanh
 from octavo.runners.cuda.device_model import Matrix
-from octavo.runners.cuda.fixed_point import Planes, store_planes_of_rows
+from octavo.runners.cuda.fixed_point import Planes, magnitude, store_planes_of_rows
 from octavo.runners.cuda.ptx import prefetch_l2, release_dependents, wait_for_inputs
+from octavo.runners.cuda.quantize_rows import Unquantized
 
 
 @triton.jit
@@ -181,7 +183,13 @@ def planes_linear_kernel(
             BN, BM, GROUP, X_GROUP, BIAS,
         )  # fmt: skip
         value = tl.where(inside[:, None], activate(total, ACTIVATION) * up, 0.0)
-        store_planes_of_rows(out, best, value, tile_n * BN, token, present, stride, BN, BM, XB)
+        if XB > 0:
+            store_planes_of_rows(out, best, value, tile_n * BN, token, present, stride, BN, BM, XB)
+        else:
+            place = token[None, :].to(tl.int64) * stride + row[:, None]
+            tl.store(out + place, value, mask=inside[:, None] & present[None, :])
+            place = token * tl.num_programs(1) + tile_n
+            tl.store(best + place, tl.max(magnitude(value), 0), mask=present)
     else:
         if EPILOGUE == "logits":
             total = total * multiplier
@@ -235,8 +243,8 @@ class Gate:
     """act(gate) * up instead of the rows of gate over up, as the next product takes it."""
 
     activation: str
-    out: Planes
-    """In blocks of columns, not wider than the tile is high."""
+    out: Planes | Unquantized
+    """Planes in blocks of columns, not wider than the tile is high; or a piece for each tile."""
 
 
 def planes_linear(
@@ -250,19 +258,27 @@ def planes_linear(
     logits: RowLogits | None = None,
 ) -> None:
     """Launch it: x of M tokens, in blocks of 32 or 64 columns that divide the matrix's groups or with a scale for all
-    -> `out` fp32 [S, M, N], rows contiguous, or the planes of a gate."""
+    -> `out` fp32 [S, M, N], rows contiguous, or what a gate makes."""
     count = x.pairs.shape[0]
     group = matrix.encoding.group_size
     whole_rows = x.scales.shape[1] == 1
     of_weights = tile.columns if group == 0 else 64 if group % 64 == 0 else 32
     block = of_weights if whole_rows else x.block_columns
-    gate = out if isinstance(out, Gate) else None
     assert matrix.encoding.codec == "i8"
     assert group % block == 0
+    unused = x.scales
+    best, best_ids = (unused, unused) if logits is None else (logits.best, logits.best_ids)
+    gated_block = 0
     if isinstance(out, Gate):
-        to, strides, width = out.out.pairs, (0, out.out.columns), out.out.columns
         assert tile.splits == 1
-        assert tile.rows % out.out.block_columns == 0
+        if isinstance(out.out, Planes):
+            to, strides, width, best = out.out.pairs, (0, out.out.columns), out.out.columns, out.out.scales
+            gated_block = out.out.block_columns
+            assert tile.rows % gated_block == 0
+        else:
+            to, width, best = out.out.values, matrix.rows // 2, out.out.largest
+            strides = 0, width
+            assert best.shape[1] == triton.cdiv(width, tile.rows)
     else:
         to, strides, width = out, (out.stride(0), out.stride(1)), matrix.rows
         assert tile.splits == out.shape[0]
@@ -270,7 +286,6 @@ def planes_linear(
     height = min(tile.tokens, max(8, triton.next_power_of_2(count)))
     codes = matrix.elements.view(matrix.rows, matrix.columns)
     pairs = x.pairs.view(2 * count, matrix.columns)
-    unused = x.scales
     planes_linear_kernel[(triton.cdiv(count, height) * tile.splits, triton.cdiv(width, tile.rows))](
         TensorDescriptor.from_tensor(codes, [tile.rows, block]) if descriptors else codes,
         TensorDescriptor.from_tensor(pairs, [2 * height, block]) if descriptors else pairs,
@@ -279,8 +294,8 @@ def planes_linear(
         matrix.scales,
         unused if matrix.bias is None else matrix.bias,
         to,
-        logits.best if logits is not None else gate.out.scales if gate is not None else unused,
-        unused if logits is None else logits.best_ids,
+        best,
+        best_ids,
         count,
         matrix.rows,
         matrix.columns // 64,
@@ -298,10 +313,10 @@ def planes_linear(
         DESCRIPTORS=descriptors,
         LINES=tile.early_bytes // 128 if pdl else 0,
         BIAS=matrix.bias is not None,
-        EPILOGUE="gate" if gate is not None else "logits" if logits is not None else "store",
+        EPILOGUE="gate" if isinstance(out, Gate) else "logits" if logits is not None else "store",
         SOFTCAP=logits is not None and logits.softcap is not None,
-        ACTIVATION="silu" if gate is None else gate.activation,
-        XB=64 if gate is None else gate.out.block_columns,
+        ACTIVATION=out.activation if isinstance(out, Gate) else "silu",
+        XB=gated_block,
         PDL=pdl,
         num_warps=tile.warps,
         num_stages=tile.stages,
