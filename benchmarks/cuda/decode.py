@@ -28,7 +28,15 @@ from octavo.runners.cuda.tiles import Tile
 class Decoder:
     """`batch` sequences of one length on a model, from position `start`."""
 
-    def __init__(self, model: DeviceModel, context_tokens: int, batch: int = 1, *, pdl: bool = True) -> None:
+    def __init__(
+        self,
+        model: DeviceModel,
+        context_tokens: int,
+        batch: int = 1,
+        *,
+        pdl: bool = True,
+        kv_dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
         spec = model.spec
         properties = torch.cuda.get_device_properties(0)
         self.card = Card(
@@ -40,7 +48,7 @@ class Decoder:
         self.model, self.batch, self.context_tokens = model, batch, context_tokens
         pages = context_tokens // 32
         count = len(spec.kv_groups)
-        self.caches = make_cache(spec, [batch * pages + 1] * count, torch.bfloat16, torch.device("cuda"))
+        self.caches = make_cache(spec, [batch * pages + 1] * count, kv_dtype, torch.device("cuda"))
         order = torch.randperm(batch * pages, device="cuda").to(torch.int32).view(batch, pages)
         spare = torch.full((1, pages), batch * pages, dtype=torch.int32, device="cuda")
         self.positions = torch.zeros(batch + 1, dtype=torch.int32, device="cuda")
@@ -151,6 +159,7 @@ def main() -> None:
     parser.add_argument("--formats", default="int8,llm-int8")
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--kv-dtype", choices=("bfloat16", "int8"), default="bfloat16")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--tune-seconds", type=float, default=60)
     parser.add_argument("--no-error", action="store_true")
@@ -161,7 +170,8 @@ def main() -> None:
         for chosen in arguments.formats.split(","):
             model = random_model(SHAPES[name], FORMATS[chosen], 8192)
             context = 32 * (-(-(arguments.context + 128) // 32))
-            decoder = Decoder(model, max(512, context), arguments.batch)
+            kept = getattr(torch, arguments.kv_dtype)
+            decoder = Decoder(model, max(512, context), arguments.batch, kv_dtype=kept)
             nbytes = read_bytes(model)
             if arguments.tune:
                 for line in tune(decoder, time.time() + arguments.tune_seconds):
@@ -170,7 +180,7 @@ def main() -> None:
             error = "" if arguments.no_error else "error {:.4f}, {} of 32 equal".format(*decoder.error())
             floor = nbytes / roof * 1e3
             print(
-                f"{name:13s} {chosen:9s} B{arguments.batch} ctx {arguments.context}: "
+                f"{name:13s} {chosen:9s} B{arguments.batch} ctx {arguments.context} kv {arguments.kv_dtype}: "
                 f"{arguments.batch * 1e3 / ms:7.1f} tok/s {ms * 1e3:8.1f} us, {nbytes / ms / 1e9:.2f} TB/s, "
                 f"{floor / ms:.1%} of the read floor; {error}",
                 flush=True,
