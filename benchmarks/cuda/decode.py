@@ -36,6 +36,7 @@ class Decoder:
         *,
         pdl: bool = True,
         tiles: Mapping[Key, Tile] | None = None,
+        kv_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         spec = model.spec
         properties = torch.cuda.get_device_properties(0)
@@ -49,7 +50,7 @@ class Decoder:
         self.model, self.batch, self.context_tokens = model, batch, context_tokens
         pages = context_tokens // 32
         count = len(spec.kv_groups)
-        self.caches = make_cache(spec, [batch * pages + 1] * count, torch.bfloat16, torch.device("cuda"))
+        self.caches = make_cache(spec, [batch * pages + 1] * count, kv_dtype, torch.device("cuda"))
         order = torch.randperm(batch * pages, device="cuda").to(torch.int32).view(batch, pages)
         spare = torch.full((1, pages), batch * pages, dtype=torch.int32, device="cuda")
         self.positions = torch.zeros(batch + 1, dtype=torch.int32, device="cuda")
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--formats", default="int8,llm-int8")
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--kv-dtype", choices=("bfloat16", "int8"), default="bfloat16")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--tune-seconds", type=float, default=60)
     parser.add_argument("--no-error", action="store_true")
@@ -133,18 +135,19 @@ def main() -> None:
             model = random_model(SHAPES[name], FORMATS[chosen], 8192)
             context = 32 * (-(-(arguments.context + 128) // 32))
             tiles: dict[Key, Tile] = {}
+            kept = getattr(torch, arguments.kv_dtype)
             if arguments.tune:
                 seconds = arguments.tune_seconds
                 tiles = fastest_tiles(model, torch.bfloat16, torch.bfloat16, torch.device("cuda"), seconds)
                 for key, tile in tiles.items():
                     print(f"        {key}: Tile{astuple(tile)},", flush=True)
-            decoder = Decoder(model, max(512, context), arguments.batch, tiles=tiles)
+            decoder = Decoder(model, max(512, context), arguments.batch, tiles=tiles, kv_dtype=kept)
             nbytes = read_bytes(model)
             ms = decoder.milliseconds(arguments.context)
             error = "" if arguments.no_error else "error {:.4f}, {} of 32 equal".format(*decoder.error())
             floor = nbytes / roof * 1e3
             print(
-                f"{name:13s} {chosen:9s} B{arguments.batch} ctx {arguments.context}: "
+                f"{name:13s} {chosen:9s} B{arguments.batch} ctx {arguments.context} kv {arguments.kv_dtype}: "
                 f"{arguments.batch * 1e3 / ms:7.1f} tok/s {ms * 1e3:8.1f} us, {nbytes / ms / 1e9:.2f} TB/s, "
                 f"{floor / ms:.1%} of the read floor; {error}",
                 flush=True,

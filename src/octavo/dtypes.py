@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from octavo.errors import InvalidParameterError
-from octavo.settings import DtypeName
+from octavo.settings import DtypeName, KVDtypeName
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+KVDtype = Literal["float32", "bfloat16", "float16", "int8"]
 
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+KV_SCALE_BYTES = 4
+"""Of an int8 key or value of one head: what its codes are multiplied with, float32."""
 
 _EXCEEDS_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
 """Families whose residual stream passes float16's 65,504 on ordinary text; vLLM refuses the same ones."""
@@ -25,14 +29,27 @@ _EXCEEDS_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
 class DtypePolicy:
     compute: Dtype
     """Activations and, where a runner dequantizes, weights."""
-    kv: Dtype
+    kv: KVDtype
     reason: str
     """Both choices in words for the user."""
     accumulate: Literal["float32"] = "float32"
     """Sums inside matrix products, norms and softmax; logits are float32 too."""
 
 
-def resolve_dtypes(*, dtype: DtypeName, device: str, runner: str, family: str, bfloat16: bool) -> DtypePolicy:
+def kv_vector_bytes(kv: str, head_dim: int) -> int:
+    """Of one token's key, or value, in one head."""
+    return head_dim + KV_SCALE_BYTES if kv == "int8" else head_dim * DTYPE_BYTES[kv]
+
+
+def resolve_dtypes(
+    *,
+    dtype: DtypeName,
+    device: str,
+    runner: str,
+    family: str,
+    bfloat16: bool,
+    kv_dtype: KVDtypeName = "auto",
+) -> DtypePolicy:
     """The dtypes of `runner` on `device` (cpu, cuda:N or mps) for a model of `family`.
 
     `bfloat16`: the device computes it in hardware (NVIDIA: compute capability 8.0 on); not asked of the CPU,
@@ -44,7 +61,7 @@ def resolve_dtypes(*, dtype: DtypeName, device: str, runner: str, family: str, b
     else:
         _refuse_contradiction(dtype, device, family, bfloat16)
         compute, why = dtype, "as asked"
-    kv, kv_why = _kv(compute, runner)
+    kv, kv_why = _kv(compute, runner, kv_dtype)
     return DtypePolicy(compute, kv, f"computes in {compute} ({why}), KV cache in {kv} ({kv_why})")
 
 
@@ -79,7 +96,9 @@ def _refuse_contradiction(dtype: Dtype, device: str, family: str, bfloat16: bool
     )
 
 
-def _kv(compute: Dtype, runner: str) -> tuple[Dtype, str]:
+def _kv(compute: Dtype, runner: str, asked: KVDtypeName) -> tuple[KVDtype, str]:
+    if asked == "int8":
+        return "int8", "as asked"
     if runner == "reference":
         return compute, "the reference rounds nothing it need not"
     if compute == "float32":

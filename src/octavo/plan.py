@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from octavo.devices import DeviceChoice, Machine, Unusable
-from octavo.dtypes import DTYPE_BYTES, DtypePolicy, resolve_dtypes
+from octavo.dtypes import DtypePolicy, kv_vector_bytes, resolve_dtypes
 from octavo.engine.page_pool import pages_for_sequence, pages_for_tokens
 from octavo.engine.scheduler import MAX_DRAFT_ROWS
 from octavo.errors import DeviceError, IncompatibleModelError, InvalidParameterError, OctavoError
@@ -104,6 +104,8 @@ def make_plan(
         others = {f"--quant {name}": (settings, other) for name, other in (alternatives or {}).items()}
         if load.sequences > 1:
             others["--max-sequences 1"] = (dataclasses.replace(settings, max_sequences=1), formats)
+        if settings.kv_dtype == "auto":
+            others["--kv-dtype int8"] = (dataclasses.replace(settings, kv_dtype="int8"), formats)
         remedies = [words for words, (said, other) in others.items() if facts.would_fit(said, other, least)]
         what = f"a context of {least} tokens" if asked is not None else f"even a context of {least} tokens"
         raise refusal(what, load.pools(least), [f"--context {fits}", *remedies] if fits else remedies)
@@ -183,6 +185,7 @@ class _Facts:
             )
         asked = [f"--{name}" for name in ("runner", "isa") if getattr(settings, name) != "auto"]
         asked += ["--activations"] if settings.activations != "int16" else []
+        asked += ["--kv-dtype"] if settings.kv_dtype != "auto" else []
         raise IncompatibleModelError(
             f"no runner takes this {self.spec.family} model on {self.device.device} ({why})",
             remedy=f"Leave {' and '.join(asked)} out, so that another runner may take it."
@@ -205,6 +208,7 @@ class _Facts:
             runner=kind.name,
             family=self.spec.family,
             bfloat16=gpu is None or gpu.bfloat16,
+            kv_dtype=settings.kv_dtype,
         )
 
 
@@ -271,11 +275,12 @@ class _Load:
         )
 
     def kv(self, tokens: int) -> tuple[KVMemory, ...]:
-        spec, item_bytes = self.facts.spec, DTYPE_BYTES[self.dtypes.kv]
-        groups = []
+        spec, groups = self.facts.spec, []
         for group, pages in zip(spec.kv_groups, self.config(tokens).kv_pages, strict=True):
             mixers = [spec.layers[i].mixer for i in group.layers]
-            token_bytes = sum(2 * mixer.kv_heads * mixer.head_dim * item_bytes for mixer in mixers)
+            token_bytes = sum(
+                2 * mixer.kv_heads * kv_vector_bytes(self.dtypes.kv, mixer.head_dim) for mixer in mixers
+            )
             nbytes = pages * KV_PAGE_TOKENS * token_bytes
             groups.append(KVMemory(group.window, len(mixers), pages, nbytes))
         return tuple(groups)

@@ -19,6 +19,7 @@ RunnerName = Literal["auto", "cuda", "cpu", "reference"]
 IsaName = Literal["auto", "avx512", "avx2", "portable"]
 SpeculationName = Literal["auto", "off", "prompt-lookup"]
 ActivationsName = Literal["int16", "int8"]
+KVDtypeName = Literal["auto", "int8"]
 
 
 DEFAULT_CONTEXT_TOKENS = 8192
@@ -52,6 +53,11 @@ class Settings:
         "int16",
         "What the CPU runner rounds the inputs of 8-bit weights to: int16 (as good as exact) or int8 (a faster"
         " prefill with AVX-512 VNNI, less exact).",
+    )
+    kv_dtype: KVDtypeName = _option(
+        "auto",
+        "How keys and values are kept: auto (16 bits; 32 by the reference runner) or int8 (half the memory, a little"
+        " less exact; CUDA runner).",
     )
     context: int | None = _option(None, "Context in tokens [default: the model's, at most 8192, what fits].")
     max_sequences: int | None = _option(

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from octavo.dtypes import DTYPE_BYTES, Dtype, DtypePolicy, resolve_dtypes
+from octavo.dtypes import DTYPE_BYTES, Dtype, DtypePolicy, KVDtype, kv_vector_bytes, resolve_dtypes
 from octavo.errors import InvalidParameterError
 from octavo.settings import DtypeName
 
@@ -35,6 +35,7 @@ def resolve(**changes: Any) -> DtypePolicy:
         ({"runner": "reference"}, "bfloat16", "bfloat16"),
         ({"dtype": "float32"}, "float32", "float16"),
         ({"dtype": "float16"}, "float16", "float16"),
+        ({"kv_dtype": "int8"}, "bfloat16", "int8"),
         (
             {"dtype": "bfloat16", "device": "cpu", "runner": "reference", "bfloat16": False},
             "bfloat16",
@@ -84,3 +85,4 @@ def test_every_refusal_suggests_a_dtype_that_is_not_refused() -> None:
 
 def test_every_dtype_has_its_size() -> None:
     assert set(DTYPE_BYTES) == set(get_args(Dtype))
+    assert [kv_vector_bytes(kv, 64) for kv in get_args(KVDtype)] == [256, 128, 128, 68]

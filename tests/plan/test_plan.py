@@ -35,6 +35,7 @@ from octavo.plan import (
 )
 from octavo.quant.format import Format
 from octavo.runners.base import RunnerConfig
+from octavo.runners.reference.kind import ReferenceKind
 from octavo.settings import Settings
 from octavo.units import readable_bytes
 
@@ -74,6 +75,8 @@ class FakeKind:
     layout: FakeLayout = FakeLayout()
 
     def declines(self, spec: ModelSpec, formats: Sequence[Format], config: RunnerConfig) -> str | None:
+        if config.kv_dtype == "int8" and self.name != "cuda":
+            return "it keeps no int8"
         return self.why_not
 
     def weight_bytes(self, parameter: Parameter, format: Format, config: RunnerConfig) -> int:
@@ -274,6 +277,53 @@ def test_gemma2_on_a_gpu_pages_its_windows_apart() -> None:
     assert dict(on_host.parts) == {"process": process, "grammars": grammars(256000)}
     assert on_host.load_peak_bytes == on_host.parts["process"] + found.packed_bytes + 4 * 256000 * 2304
     assert found.config.threads is None
+
+
+def test_int8_keys_and_values_take_half_and_a_scale() -> None:
+    card = Gpu("A100", (8, 0), 40 << 30, 39 << 30)
+    where = DeviceChoice("cuda:0", "auto found A100")
+    found = plan(
+        GEMMA2,
+        machine=host(ROOMY, cuda=(card,)),
+        device=where,
+        kinds=(FakeKind("cuda"),),
+        settings=Settings(kv_dtype="int8"),
+    )
+    assert found.config.kv_dtype == found.dtypes.kv == "int8"
+    layer_page = 32 * 2 * 4 * (256 + 4)
+    assert [k.nbytes for k in found.kv] == [256 * 13 * layer_page, 145 * 13 * layer_page]
+    assert "KV cache in int8 (as asked)" in " ".join(found.reasons)
+
+
+def test_int8_keys_and_values_are_refused_by_name_where_no_runner_has_them() -> None:
+    with pytest.raises(IncompatibleModelError, match="it keeps no int8") as caught:
+        plan(SMOLLM2, settings=Settings(kv_dtype="int8"))
+    assert "--kv-dtype" in caught.value.remedy
+    reference = ReferenceKind()
+    config = dataclasses.replace(plan(SMOLLM2).config, kv_dtype="int8")
+    assert "not in int8" in (reference.declines(SMOLLM2, [], config) or "")
+
+
+def test_int8_keys_and_values_are_offered_where_they_would_fit() -> None:
+    card = Gpu("A100", (8, 0), 40 << 30, 39 << 30)
+    kinds = (FakeKind("cuda"),)
+
+    def on(free: int, **said: Any) -> LoadPlan:
+        machine = host(ROOMY, cuda=(dataclasses.replace(card, available_bytes=free),))
+        return plan(
+            KV_HEAVY,
+            machine=machine,
+            device=DeviceChoice("cuda:0", "asked"),
+            kinds=kinds,
+            settings=Settings(context=4096, **said),
+        )
+
+    (pool, _) = on(39 << 30, kv_dtype="int8").pools
+    free = int((pool.needed_bytes + 1) / (1 - RESERVE_SHARE))
+    with pytest.raises(NotEnoughMemoryError) as caught:
+        on(free)
+    assert "--kv-dtype int8" in caught.value.remedy
+    assert on(free, kv_dtype="int8").context.tokens == 4096
 
 
 def test_a_runner_without_copies_needs_its_packed_weights_mapped() -> None:

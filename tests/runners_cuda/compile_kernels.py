@@ -100,7 +100,7 @@ def model_of(encoding: Encoding, *, chain: bool) -> DeviceModel:
 
 def launch_all(encoding: Encoding, capability: int, *, chain: bool) -> None:
     model = model_of(encoding, chain=chain)
-    caches = make_cache(model.spec, [4], torch.bfloat16, CPU)
+    caches, in_int8 = (make_cache(model.spec, [4], kv, CPU) for kv in (torch.bfloat16, torch.int8))
     card = Card("any", 80, capability >= 90, 40 << 20)
     slots = torch.zeros(129, dtype=torch.int32)
     laws = SlotLaws.empty(128, VOCABULARY, CPU)
@@ -114,15 +114,19 @@ def launch_all(encoding: Encoding, capability: int, *, chain: bool) -> None:
         step.pick()
         if chain:
             return
+        step_kind(count)(
+            model, in_int8, sequences, slots, context_tokens=8192, compute_dtype=torch.bfloat16, card=card
+        ).forward()
         law = SampleStep(laws, slots, slots.clone(), slots, count, multiprocessors=card.multiprocessors)
         law.launch()
         law.launch_logprobs()
     linear = model.layers[0].o
     for x in (torch.zeros((1, linear.columns)).half(), step._input_of(linear)):
         adapters.add_rows(linear, x, torch.zeros((1, linear.rows)), slots)
-    chunks = ChunkModel(model, caches, torch.bfloat16)
-    for tokens in (80, 8):
-        chunks.forward(torch.zeros(tokens, dtype=torch.int32), 0, (slots,))
+    for kept in (caches, in_int8):
+        chunks = ChunkModel(model, kept, torch.bfloat16)
+        for tokens in (80, 8):
+            chunks.forward(torch.zeros(tokens, dtype=torch.int32), 0, (slots,))
     best_of_rows(step.logits, step.logits, slots)
 
 

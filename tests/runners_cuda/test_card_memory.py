@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+import torch
+
 from octavo.models.spec import Attention, DenseMLP, LayerNorms, LayerSpec, ModelSpec, Norm
 from octavo.runners.base import RunnerConfig
 from octavo.runners.cuda.card_memory import kv_bytes, no_room_to_load, no_room_to_run
+from octavo.runners.cuda.kv_cache import make_cache
 from octavo.runners.cuda.limits import LIBRARY_BYTES, activation_bytes
 
 RMS = Norm("rms", 1e-6)
@@ -33,6 +37,15 @@ CONFIG = RunnerConfig(
 def test_kv_bytes_are_those_of_every_page_and_a_spare_one() -> None:
     token = 2 * 2 * 32 * 2  # keys and values of two heads of 32, in 16 bits
     assert kv_bytes(SPEC, CONFIG) == 32 * token * (2 * (9 + 1) + 1 * (4 + 1))
+
+
+@pytest.mark.parametrize("kv", ["bfloat16", "int8"])
+def test_kv_bytes_are_what_is_allocated(kv: str) -> None:
+    caches = make_cache(
+        SPEC, [pages + 1 for pages in CONFIG.kv_pages], getattr(torch, kv), torch.device("cpu")
+    )
+    made = sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
+    assert made == kv_bytes(SPEC, dataclasses.replace(CONFIG, kv_dtype=kv))
 
 
 def test_a_load_says_all_of_its_need_by_part() -> None:

@@ -38,6 +38,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
         (SPEC, [INT8, Q4_1, Plain("f32")], CONFIG, None),
         (SPEC, [INT8], replace(CONFIG, device="cpu"), "not on cpu"),
         (SPEC, [INT8], replace(CONFIG, compute_dtype="float32"), "not in float32"),
+        (SPEC, [INT8], replace(CONFIG, kv_dtype="int8"), None),
+        (SPEC, [INT8], replace(CONFIG, kv_dtype="float32"), "not in float32"),
         (SPEC, [INT8], replace(CONFIG, max_slots=200), "128 sequences"),
         (SPEC, [Affine("odd", 8, 40, "none", "f16", "step", "ggml")], CONFIG, "format odd"),
         (of(head_dim=320), [INT8], CONFIG, "heads of 320"),

@@ -12,6 +12,7 @@ from octavo.settings import (
     ActivationsName,
     DtypeName,
     IsaName,
+    KVDtypeName,
     QuantName,
     RunnerName,
     Settings,
@@ -49,6 +50,14 @@ def validate_settings(settings: object) -> Settings:
             "CPU runner rounds them",
             remedy="Leave one of them out.",
             parameter="activations",
+        )
+    one_of("kv_dtype", settings.kv_dtype, get_args(KVDtypeName))
+    if settings.kv_dtype != "auto" and settings.runner not in ("auto", "cuda"):
+        raise InvalidParameterError(
+            f"kv_dtype {settings.kv_dtype} and runner {settings.runner} contradict each other: only the CUDA "
+            "runner keeps keys and values so",
+            remedy="Leave one of them out.",
+            parameter="kv_dtype",
         )
     parse_device(settings.device)
     cache_dir = path("cache_dir", settings.cache_dir)

@@ -5,7 +5,7 @@ the partial sums of its heads, turns them (`heads`), and walks its share of the 
 keys and values are on their way several tiles ahead; the split that ends at the new token starts from it instead
 of a tile, and appends it.
 
-Contract: qkv fp32 [P, B, (H + 2 KH) D], pages [pages, KH, 32, D] -> parts fp32 [B, S, H, D] and their base-2
+Contract: qkv fp32 [P, B, (H + 2 KH) D], pages (`kv_cache`) -> parts fp32 [B, S, H, D] and their base-2
 log-sum-exp [B, S, H]; `join_splits` -> planes (`fixed_point`) or values [B, C], zeros past H D.
 Shape letters: B sequences, P partial sums, S splits, H query heads, KH kv heads, G = H / KH, D head dim,
 C padded columns.
@@ -25,7 +25,13 @@ from octavo.runners.cuda.decode_attention import Sequences, visible
 from octavo.runners.cuda.device_model import DeviceLayer
 from octavo.runners.cuda.fixed_point import Planes, store_planes
 from octavo.runners.cuda.heads import load_angles, load_heads, load_sum, qk_norm_kind
-from octavo.runners.cuda.kv_cache import LayerCache
+from octavo.runners.cuda.kv_cache import (
+    LayerCache,
+    as_operand,
+    as_stored,
+    load_tokens,
+    store_token,
+)
 from octavo.runners.cuda.ptx import release_dependents, wait_for_inputs
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -74,7 +80,8 @@ def batch_attention_kernel(
         q = load_heads(
             row, head * D, q_gain, head * D if NORM == "full" else head * 0, dim, (group < G) & real,
             cosine, sine, qk_eps, qkv_stride, D, HALF, NORM, H * D, Q_P2, P,
-        ).to(keys.dtype.element_ty)  # fmt: skip
+        )  # fmt: skip
+        q = as_operand(q, keys)
         most = tl.full((GP,), _HIDDEN, tl.float32)
         total = tl.zeros((GP,), tl.float32)
         mixed = tl.zeros((GP, DP), tl.float32)
@@ -82,17 +89,17 @@ def batch_attention_kernel(
             new_k = load_heads(
                 row + H * D, kv_head * D + one, k_gain, kv_head * D + one if NORM == "full" else one, dim,
                 (one >= 0) & real, cosine, sine, qk_eps, qkv_stride, D, HALF, NORM, KH * D, K_P2, P,
-            ).to(keys.dtype.element_ty)  # fmt: skip
-            new_v = load_sum(row + (H + KH + kv_head) * D + dim, real, qkv_stride, P).to(
-                values.dtype.element_ty
-            )
+            )  # fmt: skip
+            new_v = load_sum(row + (H + KH + kv_head) * D + dim, real, qkv_stride, P)
+            new_k, k_scale = as_stored(new_k, keys)
+            new_v, v_scale = as_stored(new_v, values)
             page = tl.load(table + position // 32).to(tl.int64)
-            place = ((page * KH + kv_head) * 32 + position % 32) * D + dim
-            tl.store(keys + place, new_k, mask=real)
-            tl.store(values + place, new_v, mask=real)
-            most = _base_2(tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * scale, softcap, SOFTCAP)
+            store_token(keys, page, position, new_k, k_scale, kv_head, dim, KH, D)
+            store_token(values, page, position, new_v, v_scale, kv_head, dim, KH, D)
+            score = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * scale * k_scale
+            most = _base_2(score, softcap, SOFTCAP)
             total += 1.0
-            mixed += new_v.to(tl.float32)
+            mixed += new_v.to(tl.float32) * v_scale[:, None]
         for at in tl.range(first, last):
             token = at * CT + tl.arange(0, CT)
             old = (token >= low) & (token < position)
@@ -100,16 +107,17 @@ def batch_attention_kernel(
                 page = tl.load(table + at * CT // 32, mask=at * CT < position, other=0).to(tl.int64)
             else:
                 page = tl.load(table + token // 32, mask=old, other=0).to(tl.int64)
-            place = ((page * KH + kv_head) * 32 + token % 32)[:, None] * D + dim
-            k = tl.load(keys + place, mask=old[:, None] & real, other=0.0)
-            v = tl.load(values + place, mask=old[:, None] & real, other=0.0)
-            score = _base_2(tl.dot(q, tl.trans(k)) * scale, softcap, SOFTCAP)
+            k, k_scale = load_tokens(keys, page, token, old, kv_head, dim, KH, D)
+            v, v_scale = load_tokens(values, page, token, old, kv_head, dim, KH, D)
+            score = tl.dot(q, tl.trans(k.to(q.dtype))) * scale * k_scale[None, :]
+            score = _base_2(score, softcap, SOFTCAP)
             score = tl.where(old[None, :], score, _HIDDEN)
             higher = tl.maximum(most, tl.max(score, 1))
             weight = tl.exp2(score - higher[:, None])
             shrink = tl.exp2(most - higher)
             total = total * shrink + tl.sum(weight, 1)
-            mixed = mixed * shrink[:, None] + tl.dot(weight.to(v.dtype), v)
+            weight = as_operand(weight * v_scale[None, :], values)
+            mixed = mixed * shrink[:, None] + tl.dot(weight, v.to(weight.dtype))
             most = higher
         heads = kv_head * G + tl.arange(0, GP)
         out = (sequence * S + split) * H + heads

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.dtypes import DTYPE_BYTES
+from octavo.dtypes import kv_vector_bytes
 from octavo.errors import NotEnoughMemoryError
 from octavo.models.spec import KV_PAGE_TOKENS, ModelSpec
 from octavo.runners.base import RunnerConfig
@@ -10,8 +10,8 @@ from octavo.runners.cuda.limits import LIBRARY_BYTES, activation_bytes
 from octavo.units import readable_bytes
 
 _REMEDY = (
-    "Use a smaller --context, fewer --max-sequences or --quant int4, or close what else uses the card (nvidia-smi "
-    "lists it)."
+    "Use a smaller --context, fewer --max-sequences, --kv-dtype int8 or --quant int4, or close what else uses the card "
+    "(nvidia-smi lists it)."
 )
 
 
@@ -52,6 +52,7 @@ def kv_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
     """Of all pages, and of the spare one that each group has."""
     total = 0
     for group, pages in zip(spec.kv_groups, config.kv_pages, strict=True):
-        widths = [spec.layers[i].mixer.kv_heads * spec.layers[i].mixer.head_dim for i in group.layers]
-        total += (pages + 1) * KV_PAGE_TOKENS * 2 * sum(widths) * DTYPE_BYTES[config.kv_dtype]
+        mixers = [spec.layers[i].mixer for i in group.layers]
+        token = sum(2 * m.kv_heads * kv_vector_bytes(config.kv_dtype, m.head_dim) for m in mixers)
+        total += (pages + 1) * KV_PAGE_TOKENS * token
     return total

@@ -6,7 +6,7 @@ key and value. Old keys and values are loaded before the wait for the new ones. 
 so a captured graph serves every length. CTAs past those fetch the next linears' weights into the L2 cache,
 since this kernel leaves the memory idle.
 
-Contract: qkv fp32 [B, (H + 2 KH) D], pages [pages, KH, 32, D] -> parts fp32 [B, S, H, D] and their base-2
+Contract: qkv fp32 [B, (H + 2 KH) D], pages (`kv_cache`) -> parts fp32 [B, S, H, D] and their base-2
 log-sum-exp [B, S, H]; `combine_kernel` -> [B, H D], `SHUFFLED` as gemv's second input form, else in order.
 Shape letters: B sequences, S splits, H query heads, KH kv heads, G = H / KH, D head dim.
 """
@@ -24,7 +24,13 @@ from octavo.runners.cuda.activation import tanh
 from octavo.runners.cuda.device_model import DeviceLayer
 from octavo.runners.cuda.gemv_inputs import shuffled_place
 from octavo.runners.cuda.heads import load_angles, load_heads, qk_norm_kind
-from octavo.runners.cuda.kv_cache import LayerCache
+from octavo.runners.cuda.kv_cache import (
+    LayerCache,
+    as_operand,
+    as_stored,
+    load_tokens,
+    store_token,
+)
 from octavo.runners.cuda.ptx import prefetch_l2, release_dependents, wait_for_inputs
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -35,12 +41,11 @@ _HIDDEN = tl.constexpr(-1e30)
 def _load_tokens(
     pages, table, first, low, position, kv_head, dim, KH: tl.constexpr, D: tl.constexpr, CT: tl.constexpr
 ):  # fmt: skip
-    """CT tokens from `first` of one kv head [CT, DP]: those in [low, position), zeros elsewhere."""
+    """CT tokens from `first` of one kv head [CT, DP], and their scales: those in [low, position), zeros elsewhere."""
     token = first + tl.arange(0, CT)
     old = (token >= low) & (token < position)
     page = tl.load(table + token // 32, mask=old, other=0).to(tl.int64)
-    row = (page * KH + kv_head) * 32 + token % 32
-    return tl.load(pages + row[:, None] * D + dim, mask=old[:, None] & (dim < D), other=0.0)
+    return load_tokens(pages, page, token, old, kv_head, dim, KH, D)
 
 
 @triton.jit
@@ -81,8 +86,8 @@ def decode_attention_kernel(
         last = tl.minimum(first + share, tile + tiles)
         if first < last:
             dim = tl.arange(0, DP)[None, :]
-            k = _load_tokens(keys, table, first * CT, low, position, kv_head, dim, KH, D, CT)
-            v = _load_tokens(values, table, first * CT, low, position, kv_head, dim, KH, D, CT)
+            k, k_scale = _load_tokens(keys, table, first * CT, low, position, kv_head, dim, KH, D, CT)
+            v, v_scale = _load_tokens(values, table, first * CT, low, position, kv_head, dim, KH, D, CT)
             cosine, sine = load_angles(cosines, sines, position, dim, HALF)
             wait_for_inputs(PDL)
 
@@ -97,15 +102,16 @@ def decode_attention_kernel(
             new_k = load_heads(
                 row + H * D, kv_head * D + one, k_gain, kv_head * D + one if NORM == "full" else one, dim,
                 (one >= 0) & (dim < D), cosine, sine, qk_eps, 0, D, HALF, NORM, KH * D, K_P2, 1,
-            ).to(k.dtype)  # fmt: skip
-            new_v = tl.load(row + (H + KH + kv_head) * D + dim, mask=dim < D, other=0.0).to(v.dtype)
+            )  # fmt: skip
+            new_v = tl.load(row + (H + KH + kv_head) * D + dim, mask=dim < D, other=0.0)
+            new_k, new_k_scale = as_stored(new_k, keys)
+            new_v, new_v_scale = as_stored(new_v, values)
             if last == tile + tiles:
                 page = tl.load(table + position // 32).to(tl.int64)
-                place = ((page * KH + kv_head) * 32 + position % 32) * D + dim
-                tl.store(keys + place, new_k, mask=dim < D)
-                tl.store(values + place, new_v, mask=dim < D)
+                store_token(keys, page, position, new_k, new_k_scale, kv_head, dim, KH, D)
+                store_token(values, page, position, new_v, new_v_scale, kv_head, dim, KH, D)
 
-            q = q.to(k.dtype)
+            q = as_operand(q, keys)
             most = tl.full((GP,), _HIDDEN, tl.float32)
             total = tl.zeros((GP,), tl.float32)
             mixed = tl.zeros((GP, DP), tl.float32)
@@ -113,10 +119,16 @@ def decode_attention_kernel(
                 token = at * CT + tl.arange(0, CT)
                 k = tl.where(token[:, None] == position, new_k, k)
                 v = tl.where(token[:, None] == position, new_v, v)
+                k_scale = tl.where(token == position, new_k_scale, k_scale)
+                v_scale = tl.where(token == position, new_v_scale, v_scale)
                 end = tl.where(at + 1 < last, position, 0)
-                next_k = _load_tokens(keys, table, (at + 1) * CT, low, end, kv_head, dim, KH, D, CT)
-                next_v = _load_tokens(values, table, (at + 1) * CT, low, end, kv_head, dim, KH, D, CT)
-                score = tl.dot(q, tl.trans(k)) * scale
+                next_k, next_k_scale = _load_tokens(
+                    keys, table, (at + 1) * CT, low, end, kv_head, dim, KH, D, CT
+                )
+                next_v, next_v_scale = _load_tokens(
+                    values, table, (at + 1) * CT, low, end, kv_head, dim, KH, D, CT
+                )
+                score = tl.dot(q, tl.trans(k.to(q.dtype))) * scale * k_scale[None, :]
                 if SOFTCAP:
                     score = softcap * tanh(score / softcap)
                 seen = (token >= low) & (token <= position)
@@ -125,10 +137,11 @@ def decode_attention_kernel(
                 weight = tl.exp2(score - higher[:, None])
                 shrink = tl.exp2(most - higher)
                 total = total * shrink + tl.sum(weight, 1)
-                mixed = mixed * shrink[:, None] + tl.dot(weight.to(v.dtype), v)
+                weight = as_operand(weight * v_scale[None, :], values)
+                mixed = mixed * shrink[:, None] + tl.dot(weight, v.to(weight.dtype))
                 most = higher
-                k = next_k
-                v = next_v
+                k, k_scale = next_k, next_k_scale
+                v, v_scale = next_v, next_v_scale
             heads = kv_head * G + tl.arange(0, GP)
             out = (sequence * S + split) * H + heads
             inside = tl.arange(0, GP) < G

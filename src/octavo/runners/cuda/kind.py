@@ -43,8 +43,8 @@ class CudaRunnerKind:
             return "triton is not installed"
         if config.compute_dtype == "float32":
             return "it computes in 16 bits and fixed point, not in float32"
-        if config.kv_dtype not in ("bfloat16", "float16"):
-            return f"it keeps keys and values in 16 bits, not in {config.kv_dtype}"
+        if config.kv_dtype not in ("bfloat16", "float16", "int8"):
+            return f"it keeps keys and values in 16 bits or int8, not in {config.kv_dtype}"
         if config.max_slots > limits.LARGEST_BATCH:
             return f"it decodes up to {limits.LARGEST_BATCH} sequences together, not {config.max_slots}"
         for chosen in formats:

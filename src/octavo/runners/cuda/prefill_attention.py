@@ -1,7 +1,7 @@
 """Causal attention of a chunk's queries over one sequence's paged keys and values, in one pass (flash).
 
 The chunk's own keys and values are already in the pages (`rotate`). A CTA is (BQ queries, query head).
-Contract: q [T, H D], pages [pages, KH, 32, D] in one 16-bit type -> out [T, WIDTH] in it, columns past H D
+Contract: q [T, H D], pages (`kv_cache`), of its type or int8, -> out [T, WIDTH] in it, columns past H D
 left alone. Shape letters: T tokens, H query heads, KH kv heads, D head dim, DP its power of two, BQ queries and
 BT tokens at once.
 """
@@ -14,7 +14,7 @@ import triton.language as tl
 
 from octavo.models.spec import Attention
 from octavo.runners.cuda.activation import tanh
-from octavo.runners.cuda.kv_cache import LayerCache
+from octavo.runners.cuda.kv_cache import LayerCache, as_operand, load_tokens
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _HIDDEN = tl.constexpr(-1e30)
@@ -48,10 +48,8 @@ def prefill_attention_kernel(
         # A window's old pages may have been handed back: their place in the table says -1, and what another
         # sequence put there is not even read, since a weight of zero times NaN is NaN.
         page = tl.load(table + token // 32, mask=token < end, other=-1).to(tl.int64)
-        row = (tl.maximum(page, 0) * KH + kv_head) * 32 + token % 32
-        exists = (page[:, None] >= 0) & (dim[None, :] < D)
-        k = tl.load(keys + row[:, None] * D + dim[None, :], mask=exists, other=0.0)
-        score = tl.dot(turned, tl.trans(k)) * scale
+        k, k_scale = load_tokens(keys, page, token, page >= 0, kv_head, dim[None, :], KH, D)
+        score = tl.dot(turned, tl.trans(k.to(turned.dtype))) * scale * k_scale[None, :]
         if SOFTCAP:
             score = softcap * tanh(score / softcap)
         seen = token[None, :] <= position[:, None]
@@ -62,8 +60,9 @@ def prefill_attention_kernel(
         weight = tl.where(seen, tl.exp2(score - higher[:, None]), 0.0)
         shrink = tl.exp2(most - higher)
         total = total * shrink + tl.sum(weight, 1)
-        v = tl.load(values + row[:, None] * D + dim[None, :], mask=exists, other=0.0)
-        mixed = mixed * shrink[:, None] + tl.dot(weight.to(v.dtype), v)
+        v, v_scale = load_tokens(values, page, token, page >= 0, kv_head, dim[None, :], KH, D)
+        weight = as_operand(weight * v_scale[None, :], values)
+        mixed = mixed * shrink[:, None] + tl.dot(weight, v.to(weight.dtype))
         most = higher
     mixed = mixed / tl.maximum(total, 1e-30)[:, None]
     place = query[:, None].to(tl.int64) * WIDTH + head * D + dim[None, :]

@@ -1,7 +1,7 @@
 """Queries, keys and values of many tokens: norm and rotation (`heads`), q to a buffer, k and v into their pages.
 
 Contract: qkv [T, (H + 2 KH) D] of one sequence's consecutive tokens at `start`.. -> q [T, H D] in the type of
-`q`, and rows of the pages [pages, KH, 32, D]. Shape letters: T tokens, H query heads, KH kv heads, D head dim.
+`q`, and rows of the pages (`kv_cache`). Shape letters: T tokens, H query heads, KH kv heads, D head dim.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 
 from octavo.runners.cuda.device_model import DeviceLayer
 from octavo.runners.cuda.heads import load_angles, load_heads, qk_norm_kind
-from octavo.runners.cuda.kv_cache import LayerCache
+from octavo.runners.cuda.kv_cache import LayerCache, as_stored, store_token
 
 
 @triton.jit(do_not_specialize=["start"])
@@ -44,13 +44,13 @@ def rotate_kernel(
                 row + H * D, kv_head * D + one, k_gain, kv_head * D + one if NORM == "full" else one, dim,
                 valid, cosine, sine, qk_eps, 0, D, HALF, NORM, KH * D, K_P2, 1,
             )  # fmt: skip
-            place = ((page * KH + kv_head) * 32 + position % 32) * D + dim
-            tl.store(keys + place, value.to(keys.dtype.element_ty), mask=valid)
+            stored, scale = as_stored(value, keys)
+            store_token(keys, page, position, stored, scale, kv_head, dim, KH, D)
         else:
             kv_head = head - H - KH
             value = tl.load(row + head * D + dim, mask=valid, other=0.0).to(tl.float32)
-            place = ((page * KH + kv_head) * 32 + position % 32) * D + dim
-            tl.store(values + place, value.to(values.dtype.element_ty), mask=valid)
+            stored, scale = as_stored(value, values)
+            store_token(values, page, position, stored, scale, kv_head, dim, KH, D)
 
 
 def rotate(

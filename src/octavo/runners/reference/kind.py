@@ -25,6 +25,8 @@ class ReferenceKind:
     layout: Layout = REF1
 
     def declines(self, spec: ModelSpec, formats: Sequence[Format], config: RunnerConfig) -> str | None:
+        if config.kv_dtype == "int8":
+            return f"it keeps keys and values in {config.compute_dtype}, not in int8"
         return None
 
     def weight_bytes(self, parameter: Parameter, format: Format, config: RunnerConfig) -> int:
