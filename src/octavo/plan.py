@@ -8,6 +8,7 @@ comes of it is an `octavo.load_plan.LoadPlan`; the words in it are `octavo.plan_
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -117,7 +118,7 @@ def make_plan(
     load = load.with_useful_kv(tokens)
     pools = load.pools(tokens)
     weights = _stored_weights(parameters, formats, file_bytes)
-    held = load.weights()
+    held = load.weights
     return LoadPlan(
         runner=load.kind.name,
         layout=load.kind.layout.id,
@@ -223,7 +224,7 @@ class _WeightBytes:
     """The largest parameter in float32, as it is while it is packed or dequantized."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Load:
     """Bytes of one runner with one choice of formats, as functions of the context."""
 
@@ -285,6 +286,7 @@ class _Load:
             groups.append(KVMemory(group.window, len(mixers), pages, nbytes))
         return tuple(groups)
 
+    @functools.cached_property
     def weights(self) -> _WeightBytes:
         packed = own = mapped = largest = 0
         config = self.config(1)
@@ -300,7 +302,7 @@ class _Load:
 
     def pools(self, tokens: int) -> tuple[Pool, ...]:
         """The memory that holds weights and KV first."""
-        machine, weights = self.facts.machine, self.weights()
+        machine, weights = self.facts.machine, self.weights
         gpu = machine.gpu(self.facts.device.device)
         process = self.kind.process_bytes(self.config(tokens))
         process += VOCABULARY_ENTRY_BYTES * self.facts.spec.vocab_size

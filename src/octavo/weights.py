@@ -11,8 +11,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,7 @@ __all__ = [
 PACKING_VERSION = 1
 """Part of every cache key: goes up when the same source, format and layout would pack to other numbers."""
 
+_PARAMETER_FIELDS = tuple(field.name for field in fields(Parameter))
 _ARRAYS_A_PARAMETER = 4
 """Most arrays a layout makes, on average: room in the file's header."""
 
@@ -202,14 +204,15 @@ class _Load:
 
     def key(self, fingerprint: str) -> str:
         """Of everything that decides the stored bytes: 32 hex digits."""
-        manifests = {chosen: chosen.to_manifest() for chosen in dict.fromkeys(self.formats.values())}
+        manifests = self._manifests()
         return _sha256_json(
             {
                 "packing": PACKING_VERSION,
                 "fingerprint": fingerprint,
                 "layout": self.layout.id,
                 "parameters": [
-                    asdict(parameter) | {"format": manifests[self.formats[parameter.name]]}
+                    {name: getattr(parameter, name) for name in _PARAMETER_FIELDS}
+                    | {"format": manifests[self.formats[parameter.name]]}
                     for parameter in self.parameters
                 ],
             }
@@ -302,11 +305,12 @@ class _Load:
         packed_now: bool,
         notices: tuple[str, ...],
     ) -> WeightStore:
+        manifests = self._manifests()
         digest = _sha256_json(
             {
                 "layout": self.layout.id,
                 "parameters": [
-                    [parameter.name, parameter.shape, self.formats[parameter.name].to_manifest()]
+                    [parameter.name, parameter.shape, manifests[self.formats[parameter.name]]]
                     for parameter in self.parameters
                 ],
                 "arrays": hashes,
@@ -320,6 +324,9 @@ class _Load:
             from_cache=not packed_now,
             notices=notices,
         )
+
+    def _manifests(self) -> dict[Format, dict[str, Any]]:
+        return {chosen: chosen.to_manifest() for chosen in dict.fromkeys(self.formats.values())}
 
     def _format_names(self) -> str:
         """Of the weights that are worth packing, the one with most bytes first: "q4_1 + q8_0"."""

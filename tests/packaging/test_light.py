@@ -14,7 +14,7 @@ import pytest
 
 import octavo
 
-HEAVY = {"torch", "numpy", "transformers", "tokenizers", "huggingface_hub", "pydantic_settings", "jinja2"}
+HEAVY = {"torch", "numpy", "transformers", "tokenizers", "huggingface_hub", "pydantic", "jinja2"}
 
 
 def python(code: str) -> str:
@@ -52,7 +52,22 @@ def test_help_takes_less_than_three_tenths_of_a_second(arguments):
     assert min(once() for _ in range(8)) < 0.3
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["generate", "--file", "missing"]])
+_REFUSED = [
+    "generate",
+    "hi",
+    "--raw",
+    "--system",
+    "x",
+    "--seed",
+    "9",
+    "--temperature",
+    "0.5",
+    "--quant",
+    "int8",
+]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], _REFUSED])
 def test_help_and_usage_errors_are_light(arguments):
     assert heavy_after(f"from octavo.cli.main import main; main({arguments!r})") == set()
 

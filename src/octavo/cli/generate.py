@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from octavo.cli.batch import run_batch
 from octavo.cli.configuration import read_configuration, refuse_unseen_logprobs
 from octavo.cli.facts import answer_facts, facts_json, facts_line, model_facts, with_grammar_notice
 from octavo.cli.loading import loaded_model
@@ -70,6 +69,8 @@ def generate(
             )
         if output is not None and output.resolve() == batch.resolve():
             raise UsageError(f"--batch and --output are both {batch}", remedy="Name another --output.")
+        from octavo.cli.batch import run_batch
+
         run_batch(configuration, batch, system=system, raw=raw, output=output)
         return
     if output is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import gc
+import importlib
 import logging
 import os
 import sys
@@ -16,34 +18,25 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from octavo.cli import cache, config, models
-from octavo.cli.bench import bench
-from octavo.cli.chat import chat
-from octavo.cli.eval import evaluate
-from octavo.cli.explain import explain
-from octavo.cli.generate import generate
+from octavo.cli.command import Command, Group
 from octavo.cli.options import Invocation
-from octavo.cli.plan import plan
 from octavo.cli.report import report
-from octavo.cli.serve import serve
 from octavo.errors import NotEnoughDiskError, NotEnoughMemoryError, OctavoError, UsageError
 from octavo.version import __version__
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(generate)
-app.command()(chat)
-app.command()(plan)
-app.command()(serve)
-app.command()(explain)
-app.command()(bench)
-app.command("eval")(evaluate)
-app.add_typer(models.app, name="models")
-app.add_typer(cache.app, name="cache")
-app.command()(config.config)
+_COMMANDS = {
+    "generate": "generate:generate",
+    "chat": "chat:chat",
+    "plan": "plan:plan",
+    "serve": "serve:serve",
+    "explain": "explain:explain",
+    "bench": "bench:bench",
+    "eval": "eval:evaluate",
+    "config": "config:config",
+    "models": "models:app",
+    "cache": "cache:app",
+}
+"""Name -> where it is in `octavo.cli`: a function, or an app with commands of its own."""
 
 INTERRUPTED = 130
 
@@ -56,7 +49,10 @@ def run() -> NoReturn:
         warnings.simplefilter("ignore")
         logging.getLogger().addHandler(logging.NullHandler())
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    sys.exit(main())
+    code = main()
+    # The interpreter would look through everything for garbage once more, which takes longer than a token.
+    gc.freeze()
+    sys.exit(code)
 
 
 def _replace_closed_streams() -> None:
@@ -73,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(AttributeError):  # a replaced stream may have no encoding to set
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
+        app = _app(sys.argv[1:] if arguments is None else arguments)
         code = app(args=arguments, prog_name="octavo", standalone_mode=False, obj=invocation)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
@@ -83,6 +80,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report(known)
         return known.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _app(arguments: Sequence[str]) -> typer.Typer:
+    """The command that comes first, or all of them where none does: making one takes a few milliseconds, importing it
+    more."""
+    app = typer.Typer(
+        cls=Group,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(octavo)
+    for name in arguments[:1] if arguments and arguments[0] in _COMMANDS else _COMMANDS:
+        module, _, attribute = _COMMANDS[name].partition(":")
+        command = getattr(importlib.import_module(f"octavo.cli.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name, cls=Command)(command)
+    return app
 
 
 def _known(error: Exception) -> OctavoError:
@@ -141,7 +158,6 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def octavo(
     context: typer.Context,
     version: Annotated[

@@ -20,7 +20,6 @@ from octavo.sources.files import read_bounded
 from octavo.sources.folder import load_folder
 from octavo.sources.gguf_model import load_gguf
 from octavo.sources.gguf_names import choose_gguf, gguf_names, parts_of
-from octavo.sources.hub import fetch
 from octavo.sources.model_folder import ModelFolder
 from octavo.types import ModelSource, Progress
 
@@ -147,6 +146,8 @@ def _from_hub(
                 remedy=f"Name a branch, tag or commit with --revision; {_HOW_IDS_LOOK}.",
                 parameter=parameter,
             )
+    from octavo.sources.hub import fetch  # its modules take part of a start that needs none of them
+
     snapshot = fetch(repository, gguf=gguf, revision=revision, offline=offline, progress=progress)
     folder = ModelFolder.open(snapshot.path, snapshot.commit)
     if not snapshot.gguf:
