@@ -529,6 +529,13 @@ def make_request(prompt=(1, 2, 3), new=8, seed=1, temperature=1.0, stop=(), scor
 
 
 @pytest.fixture
+def guess_in_every_step(monkeypatch):
+    """However wrong guesses are, given a drafter that is sure of them."""
+    for limit in ("_FIRST_CREDIT", "_MOST_CREDIT"):
+        monkeypatch.setattr(f"octavo.engine.speculation.{limit}", 1e9)
+
+
+@pytest.fixture
 def toy():
     """The builders above; harnesses made through it must be whole at the end of the test."""
     made = []

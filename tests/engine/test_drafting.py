@@ -1,4 +1,4 @@
-"""Prompt lookup against a plain search, and that it never looks twice at what it has seen."""
+"""Prompt lookup against a plain search and a plain count, and that it never looks twice at what it has seen."""
 
 from __future__ import annotations
 
@@ -10,48 +10,71 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.engine.drafting import MOST_GUESSES, STEADY_TOKENS, PromptLookup
+from octavo.engine.drafting import CONTEXTS, MOST_GUESSES, PromptLookup
 
 
-def plain(tokens: list[int], longest: int, shortest: int) -> list[int]:
-    """The latest earlier occurrence of the longest suffix, and what followed it, over and over, as far as it is
-    steady."""
-    for length in range(longest, shortest - 1, -1):
-        suffix = tokens[-length:]
-        for end in range(len(tokens) - 1, length - 1, -1):
-            if len(suffix) == length and tokens[end - length : end] == suffix:
-                followed = tokens[end:]
-                guesses: list[int] = []
-                for guess in (followed * MOST_GUESSES)[:MOST_GUESSES]:
-                    if not steady(tokens, (tokens + guesses)[-STEADY_TOKENS:]):
-                        break
-                    guesses.append(guess)
-                return guesses
-    return []
+def plain(tokens: list[int]) -> list[int]:
+    """What followed the latest earlier occurrence of the longest of the contexts, over and over."""
+    text = list(tokens)
+    while len(text) < len(tokens) + MOST_GUESSES:
+        found = seen(tokens, text)
+        if found is None:
+            break
+        text.append(found[0])
+    return text[len(tokens) :]
 
 
-def steady(tokens: list[int], last: list[int]) -> bool:
-    """Whether the same token followed the two latest earlier occurrences."""
-    ends = [end for end in range(STEADY_TOKENS, len(tokens)) if tokens[end - STEADY_TOKENS : end] == last]
-    return len(ends) < 2 or tokens[ends[-1]] == tokens[ends[-2]]
+def seen(tokens: list[int], text: list[int]) -> tuple[int, int, int] | None:
+    """What followed the last tokens of `text` in `tokens`: the token, the context, how often in a row before."""
+    for context in CONTEXTS:
+        last = text[-context:]
+        ends = [end for end in range(context, len(tokens)) if tokens[end - context : end] == last]
+        if len(last) == context and ends:
+            followers = [tokens[end] for end in ends]
+            run = next((i for i, f in enumerate(reversed(followers)) if f != followers[-1]), len(followers))
+            changed = run < len(followers)
+            return followers[-1], context, min(run - changed, 2)
+    return None
 
 
-@given(st.lists(st.integers(0, 3), max_size=60), st.lists(st.integers(1, 7), max_size=12), st.integers(2, 4))
+def token_ids(lookup: PromptLookup, tokens: Sequence[int]) -> list[int]:
+    return [guess.token_id for guess in lookup(tokens)]
+
+
+@given(st.lists(st.integers(0, 3), max_size=60), st.lists(st.integers(1, 7), max_size=12))
 def test_guesses_are_those_of_a_plain_search_however_the_text_grows(
-    tokens: list[int], growth: list[int], longest: int
+    tokens: list[int], growth: list[int]
 ) -> None:
-    lookup, length = PromptLookup(longest=longest), 0
+    lookup, length = PromptLookup(), 0
     for more in [*growth, len(tokens)]:
         length = min(length + more, len(tokens))
-        seen = tokens[:length]
-        assert list(lookup(seen)) == plain(seen, longest, 2)
+        assert token_ids(lookup, tokens[:length]) == plain(tokens[:length])
+
+
+@given(st.lists(st.integers(0, 2), min_size=20, max_size=80))
+def test_a_chance_moves_with_what_came_of_such_guesses(tokens: list[int]) -> None:
+    lookup = PromptLookup()
+    for end in range(2, len(tokens)):
+        guess, *_ = [*lookup(tokens[:end]), None]
+        kind = seen(tokens[:end], tokens[:end])
+        if guess is None or kind is None:
+            assert guess is None
+            assert kind is None
+            continue
+        lookup(tokens[: end + 1])
+        after = _chance(lookup, kind)
+        assert (after > guess.chance) == (tokens[end] == guess.token_id)
+        assert 0 < after < 1
+
+
+def _chance(lookup: PromptLookup, kind: tuple[int, int, int]) -> float:
+    return lookup._chances[kind[1]][kind[2]]
 
 
 def test_a_copied_text_is_foretold() -> None:
     passage = list(range(100, 140))
-    lookup = PromptLookup()
     text = [*passage, 1, 2, *passage[:2]]
-    assert list(lookup(text)) == passage[2 : 2 + MOST_GUESSES]
+    assert token_ids(PromptLookup(), text) == passage[2 : 2 + MOST_GUESSES]
 
 
 def test_new_text_has_no_guesses() -> None:
@@ -78,8 +101,7 @@ def test_a_token_costs_the_same_at_any_length() -> None:
         Counted.read = 0
         lookup(tokens)
         costs.append(Counted.read)
-    assert max(costs) <= 3 * STEADY_TOKENS + MOST_GUESSES
-    assert max(costs[3000:]) <= max(costs[:1100]) + MOST_GUESSES
+    assert max(costs) <= 3, "what precedes, the token, the end of the text"
 
 
 def test_it_keeps_neither_the_list_nor_changes_it() -> None:
@@ -92,11 +114,13 @@ def test_it_keeps_neither_the_list_nor_changes_it() -> None:
 
 @pytest.mark.parametrize("tokens", [[], [5], [5, 5], [5, 5, 5]])
 def test_short_texts(tokens: list[int]) -> None:
-    assert list(PromptLookup()(tokens)) == plain(tokens, 3, 2)
+    assert token_ids(PromptLookup(), tokens) == plain(tokens)
 
 
-def test_a_slot_where_lines_differ_is_not_guessed() -> None:
-    lines = [[1, 2, 3, 4, 5, number, 6, 7] for number in (20, 21, 22)]
+def test_where_lines_differ_is_known_to_be_unlikely() -> None:
+    lines = [[1, 2, 3, 4, 5, 6, 7, number] for number in range(20, 30)]
     text = [token for line in lines for token in line]
-    assert list(PromptLookup()([*text, 1, 2, 3])) == [4, 5], "what follows was different each time"
-    assert list(PromptLookup()([*text, 1, 2, 3, 4, 5, 23, 6, 7, 1, 2]))[:3] == [3, 4, 5]
+    likely = {guess.token_id: guess.chance for guess in PromptLookup()([*text, 1, 2, 3])}
+    assert list(likely)[:4] == [4, 5, 6, 7]
+    assert likely[29] < 0.2, "another number each time"
+    assert min(likely[token] for token in (4, 5, 6, 7)) > 0.9

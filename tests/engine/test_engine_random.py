@@ -10,6 +10,7 @@ import random
 
 import pytest
 
+from octavo.engine.hooks import Guess
 from octavo.engine.loop import StepLoop
 from octavo.engine.page_pool import PagePool
 from octavo.engine.paging import Paging
@@ -42,7 +43,8 @@ class Lookup:
     def __call__(self, token_ids):
         guesses = self.following.get(tuple(token_ids[-4:]), ())
         wrong = sum(token_ids[-3:]) % 11
-        return [*guesses[:wrong], 0, *guesses[wrong + 1 :]] if wrong < len(guesses) else guesses
+        said = [*guesses[:wrong], 0, *guesses[wrong + 1 :]] if wrong < len(guesses) else guesses
+        return [Guess(token, 1.0) for token in said]
 
 
 def random_request(toy, source, seed):

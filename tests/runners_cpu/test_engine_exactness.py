@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from octavo.engine.engine import Engine
+from octavo.engine.hooks import Guess
 from octavo.runners.base import Batch
 from octavo.types import Request, Sampling, TokenLogprob
 
@@ -137,17 +138,25 @@ def test_beside_neighbours_that_are_cancelled(
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_with_guesses(bench: Bench, requests: list[Request], alone: list[Outcome], threads: int) -> None:
-    """Right ones and wrong ones."""
+def test_with_guesses(
+    bench: Bench,
+    requests: list[Request],
+    alone: list[Outcome],
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Right ones and wrong ones, in every step."""
+    for limit in ("_FIRST_CREDIT", "_MOST_CREDIT"):
+        monkeypatch.setattr(f"octavo.engine.speculation.{limit}", 1e9)
     following = {}
     for request, outcome in zip(requests, alone, strict=True):
         tokens = [*request.prompt_token_ids, *(token for token, _ in outcome)]
         for end in range(len(tokens) - len(outcome), len(tokens)):
             following[tuple(tokens[end - 3 : end])] = tokens[end : end + 6]
 
-    def guess(token_ids: Sequence[int]) -> Sequence[int]:
+    def guess(token_ids: Sequence[int]) -> Sequence[Guess]:
         guesses = list(following.get(tuple(token_ids[-3:]), ()))
-        return [token if (token + len(token_ids)) % 7 else 0 for token in guesses]
+        return [Guess(token if (token + len(token_ids)) % 7 else 0, 1.0) for token in guesses]
 
     found = bench.run(requests, slots=8, threads=threads, options={"make_drafter": lambda: guess})
     assert found == alone

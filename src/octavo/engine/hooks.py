@@ -7,7 +7,7 @@ the request it was called for, and no other. Logits processors are a field of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from octavo.types import Grammar
 
@@ -34,7 +34,14 @@ class Constraint(Protocol):
 CompileGrammar = Callable[[Grammar], Constraint]
 """Builds a constraint for one sequence; runs on a thread of its own while the sequence waits unadmitted."""
 
-Drafter = Callable[[Sequence[int]], Sequence[int]]
+
+class Guess(NamedTuple):
+    token_id: int
+    chance: float
+    """How likely it is, 0 to 1, where all guesses before it are right."""
+
+
+Drafter = Callable[[Sequence[int]], Sequence[Guess]]
 """(prompt and generated token ids) -> guesses at the tokens that follow, the next one first; none: no guess.
 Serves one sequence, whose list only grows from one call to the next; must not keep or change it."""
 

@@ -17,7 +17,6 @@ from octavo.engine.compiler import GrammarCompiler
 from octavo.engine.hooks import error_of_hook
 from octavo.engine.scheduler import Entry, Scheduler
 from octavo.engine.sequence import Sequence
-from octavo.engine.speculation import row_cost
 from octavo.engine.step import Results, Step, queue_forward
 from octavo.errors import InvalidParameterError, NotEnoughMemoryError, NumericalError
 from octavo.runners.base import Chunk, Runner, Sampled
@@ -178,7 +177,7 @@ class StepLoop:
     def _guess(self, sequence: Sequence, most: int, sequences: int) -> tuple[int, ...]:
         assert sequence.speculation is not None
         try:
-            return sequence.speculation.guesses(sequence.token_ids, most, row_cost(sequences))
+            return sequence.speculation.guesses(sequence.token_ids, most, sequences)
         except BaseException as error:
             error_of_hook(error)
             self.faults += 1
@@ -249,7 +248,7 @@ class StepLoop:
         self.proposed_drafts += chunk.drafts
         self.accepted_drafts += accepted
         if sequence.speculation is not None:
-            sequence.speculation.observe(chunk.drafts, accepted, row_cost(self._scheduler.active))
+            sequence.speculation.observe(chunk.drafts, accepted, self._scheduler.active)
         for sampled in found:
             sequence.computed_tokens += 1
             sequence.queued_tokens = sequence.computed_tokens

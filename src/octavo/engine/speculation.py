@@ -8,69 +8,85 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.engine.hooks import Drafter
+from octavo.engine.hooks import Drafter, Guess
 
-MAX_DRAFTS = 8
+_COSTS_ALONE = (0.0, 0.45, 1.0, 1.05, 1.55, 2.0, 2.45, 2.65, 3.0)
+"""What so many rows more add to a step of one row, as a share of it: measured on one AVX2 thread, where a block takes
+four rows in the time of three (docs/log.md)."""
+
+MAX_DRAFTS = len(_COSTS_ALONE) - 1
 """Most guesses verified for a sequence in a step."""
 
-ROW_COST = 0.45
-"""What a row more adds to a step of one, as a share of it: 0.36 to 0.53 measured on one AVX2 thread (docs/log.md)."""
+_ROW_COST = 0.45
+"""The same for a row, where several sequences make the step's blocks whole or not."""
 
-_FIRST_CREDIT = 1.0
-"""Steps that may be lost to find out whether guesses come true,"""
-_CREDIT_SHARE = 0.015
+_FIRST_CREDIT = 0.5
+"""Steps that may be lost to find out whether guesses come true, or one guess,"""
+_CREDIT_SHARE = 0.01
 """and steps for each token that was generated since."""
 _MOST_CREDIT = 4.0
 """Of steps won, what may be lost again."""
-_MEMORY = 0.9
-"""What a guess weighs in the estimate, with each that came after it."""
+
+_LEAST_GAIN = 1.05
+"""Guesses are to give so many times the tokens a step's time would give without: chances are estimates."""
+_LOW_CREDIT = 1.0
+_LEAST_GAIN_AT_LOW_CREDIT = 1.2
+"""A wrong guess would end all guessing for a while: better ones may come."""
 
 
-def row_cost(sequences: int) -> float:
-    """What a guess costs where so many sequences decode, in units of what a token costs that is not guessed."""
-    return sequences * ROW_COST / (1 + (sequences - 1) * ROW_COST)
+def cost(guesses: int, sequences: int) -> float:
+    """What guesses of one sequence cost where so many decode, in units of what a token costs that is not guessed.
+    `guesses` up to `MAX_DRAFTS`."""
+    if sequences == 1:
+        return _COSTS_ALONE[guesses]
+    return guesses * sequences * _ROW_COST / (1 + (sequences - 1) * _ROW_COST)
 
 
 class Speculation:
-    __slots__ = ("_credit", "_drafter", "_right", "_tested", "_tokens")
+    __slots__ = ("_credit", "_drafter", "_tokens")
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
-        self._right, self._tested = 1.0, 2.0
-        """Guesses that came true of those the model had its say on, weighted: half of them before there are any."""
         self._credit = _FIRST_CREDIT
         self._tokens = 0
         """How long the sequence was when the credit was counted."""
 
-    def guesses(self, token_ids: Sequence[int], most: int, cost: float) -> tuple[int, ...]:
-        """At most `most` guesses at what follows; none while it is not worth it. `cost`: `row_cost` now. Raises what
-        the drafter raises."""
+    def read(self, token_ids: Sequence[int]) -> None:
+        """Let the drafter read a prompt, before its first token is waited for. Raises what the drafter raises."""
+        self._drafter(token_ids)
+
+    def guesses(self, token_ids: Sequence[int], most: int, sequences: int) -> tuple[int, ...]:
+        """At most `most` guesses at what follows, where `sequences` decode; none while it is not worth it. Raises
+        what the drafter raises."""
+        least = cost(1, sequences)
         if self._tokens:
             self._earn(_CREDIT_SHARE * (len(token_ids) - self._tokens))
+        else:
+            self._credit = max(self._credit, least)
         self._tokens = len(token_ids)
-        most = min(most, max(self._worthwhile(cost), 1), int(self._credit / cost))
-        return tuple(self._drafter(token_ids)[:most]) if most > 0 else ()
+        if most <= 0 or self._credit < least:
+            return ()
+        guesses = self._drafter(token_ids)
+        return tuple([guess.token_id for guess in guesses[: self._worthwhile(guesses[:most], sequences)]])
 
-    def observe(self, proposed: int, accepted: int, cost: float) -> None:
-        """A step came back. Those after the first wrong guess say nothing of how good guesses are."""
-        self._earn(accepted - cost * proposed)
-        tested = min(accepted + 1, proposed)
-        kept = _MEMORY**tested
-        self._right = kept * self._right + accepted
-        self._tested = kept * self._tested + tested
+    def observe(self, proposed: int, accepted: int, sequences: int) -> None:
+        """A step came back: so many of the guesses were right."""
+        self._earn(accepted - cost(proposed, sequences))
 
     def _earn(self, steps: float) -> None:
         self._credit = min(self._credit + steps, _MOST_CREDIT)
 
-    def _worthwhile(self, cost: float) -> int:
-        """The number of guesses that gives most tokens for what the step costs, each as likely as those before."""
-        likely = self._right / self._tested
-        best, best_rate = 0, 1.0
+    def _worthwhile(self, guesses: Sequence[Guess], sequences: int) -> int:
+        """The number of guesses that gives most tokens for what the step costs."""
+        best, best_gain = 0, _LEAST_GAIN_AT_LOW_CREDIT if self._credit < _LOW_CREDIT else _LEAST_GAIN
         tokens = chance = 1.0
-        for count in range(1, MAX_DRAFTS + 1):
-            chance *= likely
+        for count, guess in enumerate(guesses[:MAX_DRAFTS], 1):
+            price = cost(count, sequences)
+            if price > self._credit:
+                break
+            chance *= guess.chance
             tokens += chance
-            rate = tokens / (1 + cost * count)
-            if rate > best_rate:
-                best, best_rate = count, rate
+            gain = tokens / (1 + price)
+            if gain > best_gain:
+                best, best_gain = count, gain
         return best
