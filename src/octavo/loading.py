@@ -17,6 +17,7 @@ from octavo.engine.hooks import CompileGrammar, MakeDrafter
 from octavo.errors import InvalidParameterError
 from octavo.load_plan import LoadPlan
 from octavo.models import build_model
+from octavo.models.own_head import own_head_notices
 from octavo.models.parameters import Parameter
 from octavo.models.spec import ModelSpec
 from octavo.models.unread import unread_notices, unread_tensors
@@ -70,7 +71,8 @@ def plan_model(settings: Settings, *, progress: Progress | None = None) -> Plann
     )
 
     unread = unread_tensors(spec, parameters, source.naming, source.tensors)
-    source = replace(source, notices=(*source.notices, *unread_notices(unread, spec.family)))
+    notices = (*unread_notices(unread, spec.family), *own_head_notices(spec, source.config))
+    source = replace(source, notices=(*source.notices, *notices))
 
     def formats(quant: str) -> Mapping[str, Format]:
         return choose_formats(parameters, source.tensors, quant)

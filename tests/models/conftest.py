@@ -20,11 +20,14 @@ from transformers import (
     GemmaConfig,
     GraniteConfig,
     LlamaConfig,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
+    PixtralVisionConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -100,6 +103,14 @@ _TINY_VISION = SiglipVisionConfig(
     image_size=14,
     patch_size=7,
 )
+_TINY_PIXTRAL = PixtralVisionConfig(
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+    image_size=14,
+    patch_size=7,
+)
 _EXPERTS: dict[str, Any] = {"num_local_experts": 6, "num_experts_per_tok": 2}
 _QWEN3_MOE: dict[str, Any] = _SMALL | {
     "head_dim": 24,
@@ -111,6 +122,9 @@ _QWEN3_MOE: dict[str, Any] = _SMALL | {
 FAMILIES: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**_SMALL),
     "mistral": MistralConfig(**_SMALL, sliding_window=16),
+    "mistral3-vision": Mistral3Config(
+        text_config=MistralConfig(**_SMALL, sliding_window=None), vision_config=_TINY_PIXTRAL
+    ),
     "qwen2": Qwen2Config(**_SMALL, use_sliding_window=True, sliding_window=16, max_window_layers=1),
     "qwen3": Qwen3Config(**_SMALL, head_dim=24, tie_word_embeddings=True),
     "gemma": GemmaConfig(**_GEMMA),
@@ -264,8 +278,9 @@ class Tiny:
 
 def make_tiny(config: PreTrainedConfig, context_tokens: int | None = None) -> Tiny:
     torch.manual_seed(sum(map(ord, config.to_json_string())))
-    if isinstance(config, Gemma3Config):
-        theirs = Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    seeing = {Gemma3Config: Gemma3ForConditionalGeneration, Mistral3Config: Mistral3ForConditionalGeneration}
+    if type(config) in seeing:
+        theirs = seeing[type(config)]._from_config(config, attn_implementation="eager").eval()
     else:
         theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
@@ -291,6 +306,12 @@ def tiny() -> Callable[[str], Tiny]:
         return made[case]
 
     return get
+
+
+@pytest.fixture
+def config_object() -> Callable[[str], PreTrainedConfig]:
+    """The config of a case, as transformers has it."""
+    return CASES.__getitem__
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ _ALWAYS = {
     "use_embedding_sharing": True,
     "use_gated_activation": True,
     "use_parallel_block": True,
-    "use_parallel_embedding": True,
 }
 """What the published configs say beside transformers' own keys, and what the family is anyway."""
 
@@ -28,9 +27,12 @@ def build(config: ConfigReader) -> ModelSpec:
     for key, value in _ALWAYS.items():
         if config.raw(key, value) != value:
             raise config.unsupported(key, f"is not {value}")
+    config.raw("use_parallel_embedding")  # how the training was spread over devices
     positions = read_positions(config, max_position=8192)
     layer = read_cohere_layer(config, positions)
     full = replace(layer, mixer=replace(layer.mixer, rope=None))
     every = config.integer("sliding_window_pattern", 4)
+    if config.integer("layer_switch", every) != every:
+        raise config.unsupported("layer_switch", "differs from sliding_window_pattern")
     layers = read_windowed_layers(config, full, layer, each_full(every, config.layer_count()))
     return read_cohere_model(config, "cohere2", layers, positions)

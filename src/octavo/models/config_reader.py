@@ -30,10 +30,12 @@ _INERT = frozenset(
     begin_suppress_tokens use_bfloat16 tf_legacy_loss attn_implementation
     is_llama_config rope_interleaved cache_implementation
     embd_pdrop resid_pdrop output_router_logits router_aux_loss_coef router_jitter_noise
+    unsloth_fixed unsloth_version max_sequence_length
     """.split()
 )
 """Keys of training, generation defaults (read elsewhere) and bookkeeping. `rope_interleaved` and
-`is_llama_config` stand in SmolLM2's config; transformers reads neither."""
+`is_llama_config` stand in SmolLM2's config, `max_sequence_length` in early Llamas', and Unsloth signs what it saves;
+transformers reads none of them."""
 
 _ON: Mapping[str, object] = {
     "is_causal": True,

@@ -9,25 +9,16 @@ from dataclasses import replace
 
 from octavo.models import gemma3_text
 from octavo.models.config_reader import ConfigReader
+from octavo.models.naming import TEXT_PART_ROOTS
 from octavo.models.spec import ModelSpec
+from octavo.models.standard import read_text_part
 
-NAMES = replace(
-    gemma3_text.NAMES,
-    huggingface_roots=(
-        ("language_model.model.", "language_model.lm_head"),
-        ("model.language_model.", "lm_head"),
-    ),
-)
+NAMES = replace(gemma3_text.NAMES, huggingface_roots=TEXT_PART_ROOTS)
 _OF_IMAGES = (
-    *("vision_config", "mm_tokens_per_image", "image_token_index", "boi_token_index", "eoi_token_index"),
+    *("mm_tokens_per_image", "image_token_index", "boi_token_index", "eoi_token_index"),
     *("image_token_id", "boi_token_id", "eoi_token_id"),
 )
 
 
 def build(config: ConfigReader) -> ModelSpec:
-    for key in _OF_IMAGES:
-        config.raw(key)
-    text = config.nested("text_config")
-    spec = gemma3_text.build(text)
-    text.finish()
-    return replace(spec, tied_head=config.flag("tie_word_embeddings", spec.tied_head))
+    return read_text_part(config, _OF_IMAGES, gemma3_text.build)

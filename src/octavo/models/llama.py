@@ -12,6 +12,9 @@ NAMES = FamilyNames(*PRE_NORMS, gguf_permutes_qk=True)
 
 
 def build(config: ConfigReader) -> ModelSpec:
+    # Falcon 3 says it so beside hidden_act.
+    if config.text("activation", "swiglu") != "swiglu":
+        raise config.unsupported("activation", "is not swiglu")
     positions, norm = read_positions(config), read_rms_norm(config)
     layer = with_biases(
         read_layer(config, positions, norm),

@@ -34,6 +34,8 @@ PRE_AND_POST_NORMS: tuple[Mapping[str, str], Mapping[str, str]] = (
     },
 )
 """The same of Gemma 2, and of others with a norm after a block."""
+TEXT_PART_ROOTS = (("language_model.model.", "language_model.lm_head"), ("model.language_model.", "lm_head"))
+"""Of a language model within one that sees: as published, and as transformers 5 saves it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ __all__ = ["NAMES", "build"]
 
 
 def build(config: ConfigReader) -> ModelSpec:
+    config.raw("max_window_layers")  # of the published config; transformers does not read it
     positions = read_positions(config, base=2_000_000.0, max_position=32768)
     norm, count = read_rms_norm(config), config.layer_count()
     layer = with_biases(

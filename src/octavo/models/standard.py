@@ -5,7 +5,7 @@ A family takes these and replaces what differs, with `dataclasses.replace` on th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from octavo.models.config_reader import MAX_EXPERTS, ConfigReader
@@ -65,6 +65,18 @@ def read_model(
         max_context_tokens=positions.max_context_tokens,
         tied_head=config.flag("tie_word_embeddings", tied),
     )
+
+
+def read_text_part(
+    config: ConfigReader, of_images: Sequence[str], build: Callable[[ConfigReader], ModelSpec]
+) -> ModelSpec:
+    """The model under `text_config` of a checkpoint that also sees; `of_images` are the keys of what is left unread."""
+    for key in ("vision_config", *of_images):
+        config.raw(key)
+    text = config.nested("text_config")
+    spec = build(text)
+    text.finish()
+    return replace(spec, tied_head=config.flag("tie_word_embeddings", spec.tied_head))
 
 
 def read_experts(
