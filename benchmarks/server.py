@@ -69,15 +69,19 @@ async def streams(port: int, model: str, round_number: int) -> float:
     return STREAMS * NEW_TOKENS / seconds
 
 
-async def post(port: int, body: dict[str, object]) -> bytes:
-    """The whole answer, read as it comes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+def request_bytes(port: int, body: dict[str, object], connection: str) -> bytes:
     content = json.dumps(body).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
-        f"connection: close\r\ncontent-length: {len(content)}\r\n\r\n"
+        f"connection: {connection}\r\ncontent-length: {len(content)}\r\n\r\n"
     )
-    writer.write(head.encode() + content)
+    return head.encode() + content
+
+
+async def post(port: int, body: dict[str, object]) -> bytes:
+    """The whole answer, read as it comes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request_bytes(port, body, "close"))
     answer = await reader.read()
     writer.close()
     assert answer.startswith(b"HTTP/1.1 200"), answer[:400]
@@ -97,19 +101,27 @@ def direct(llm: LLM, round_number: int) -> float:
     return STREAMS * NEW_TOKENS / seconds
 
 
-def one_token(client: http.client.HTTPConnection, llm: LLM, model: str, number: int) -> tuple[float, float]:
+def one_token(client: socket.socket, llm: LLM, model: str, number: int) -> tuple[float, float]:
     """Seconds over HTTP, and without."""
     messages: list[Message] = [{"role": "user", "content": f"Hi {number}"}]
+    body: dict[str, object] = {"model": model, "messages": messages, "max_tokens": 1, "temperature": 0}
+    request = request_bytes(client.getpeername()[1], body, "keep-alive")
     started = time.perf_counter()
-    body = {"model": model, "messages": messages, "max_tokens": 1, "temperature": 0}
-    client.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
-    answer = client.getresponse()
-    answer.read()
-    assert answer.status == 200
+    client.sendall(request)
+    answer = b""
+    while not is_whole(answer):
+        answer += client.recv(1 << 16)
     over_http = time.perf_counter() - started
+    assert answer.startswith(b"HTTP/1.1 200"), answer[:400]
     started = time.perf_counter()
     llm.chat(messages, SamplingParams(max_new_tokens=1, temperature=0.0))
     return over_http, time.perf_counter() - started
+
+
+def is_whole(answer: bytes) -> bool:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    _, found, length = head.partition(b"content-length: ")
+    return bool(found) and len(body) == int(length.partition(b"\r\n")[0])
 
 
 def processor_seconds(front: psutil.Process) -> dict[str, float]:
@@ -168,7 +180,8 @@ def main() -> None:
                     spent = {name: spent[name] + after[name] - before[name] for name in spent}
                     print(f"served {served:.1f} tok/s, direct {alone:.1f} tok/s, ratio {served / alone:.3f}")
             tokens = STREAMS * NEW_TOKENS * given.rounds
-            times = [one_token(client, llm, model, number) for number in range(110)][10:]
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                times = [one_token(connection, llm, model, number) for number in range(110)][10:]
             over_http = statistics.median(http - plain for http, plain in times)
             print(f"throughput ratio: median {statistics.median(ratios):.3f}")
             print("processor:", ", ".join(f"{k} {1e3 * v / tokens:.2f} ms a token" for k, v in spent.items()))

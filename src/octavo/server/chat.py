@@ -106,19 +106,17 @@ async def _stream(exchange: Exchange, about: _About, running: Running) -> None:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
         return {**base, "choices": [choice]}
 
-    async def chunk(index: int, delta: dict[str, Any], **more: Any) -> None:
-        await exchange.send_event(event(index, delta, **more))
+    def add(index: int, delta: dict[str, Any], **more: Any) -> None:
+        exchange.add_event(event(index, delta, **more))
 
     around_text = [around(event(index, {"content": _PLACE}), _PLACE) for index in range(len(parsers))]
 
     async for pieces in running:
-        if exchange.status is None:
-            await exchange.start_events()
         for piece in pieces:
             index, parser = piece.index, parsers[piece.index]
             if index not in begun:
                 begun.add(index)
-                await chunk(index, {"role": "assistant", "content": "", "refusal": None})
+                add(index, {"role": "assistant", "content": "", "refusal": None})
             deltas = parser.push(piece.text)
             if piece.completion is not None:
                 deltas += parser.finish()
@@ -126,18 +124,20 @@ async def _stream(exchange: Exchange, about: _About, running: Running) -> None:
             for delta in deltas or ([AnswerDelta()] if piece.logprobs else []):
                 if delta.content and logprobs is None:
                     before, after = around_text[index]
-                    await exchange.send_raw_event(b"data: " + before + dumps_text(delta.content) + after)
+                    exchange.add_raw_event(b"data: " + before + dumps_text(delta.content) + after)
                 else:
-                    await chunk(index, delta_json(delta), logprobs=logprobs)
+                    add(index, delta_json(delta), logprobs=logprobs)
                 logprobs = None  # with the first of this piece's deltas, once
             if piece.completion is not None:
                 seed = about.prepared.requests[index].sampling.seed
-                await chunk(index, {}, finish_reason=finish_reason(piece, parser), seed=seed)
+                add(index, {}, finish_reason=finish_reason(piece, parser), seed=seed)
                 done.append(piece)
+        if len(done) < len(parsers):  # the last ones go out with the end
+            await exchange.send_events()
     usage = usage_of(about.prepared, done)
     exchange.facts.update(usage)
     if with_usage:
-        await exchange.send_event({**base, "choices": [], "usage": usage})
+        exchange.add_event({**base, "choices": [], "usage": usage})
     await exchange.end_events(b"data: [DONE]\n\n")
 
 

@@ -87,15 +87,15 @@ async def _stream(exchange: Exchange, text: _Text, running: Running) -> None:
     base = {**text.base, "usage": None} if with_usage else text.base
     done: list[Piece] = []
     async for pieces in running:
-        if exchange.status is None:
-            await exchange.start_events()
         for piece in pieces:
             if not piece.is_empty:
-                await exchange.send_event({**base, "choices": [text.choice(piece)]})
+                exchange.add_event({**base, "choices": [text.choice(piece)]})
             if piece.completion is not None:
                 done.append(piece)
+        if len(done) < len(text.prepared.requests):  # the last ones go out with the end
+            await exchange.send_events()
     usage = usage_of(text.prepared, done)
     exchange.facts.update(usage)
     if with_usage:
-        await exchange.send_event({**base, "choices": [], "usage": usage})
+        exchange.add_event({**base, "choices": [], "usage": usage})
     await exchange.end_events(b"data: [DONE]\n\n")

@@ -45,6 +45,8 @@ class Exchange:
         self.names: Mapping[str, str] = {}
         """How this request calls our parameters, for errors: those of `octavo.settings`, and `prompt_token_ids`."""
         self._headers: dict[str, str] = {"x-request-id": self._echoed_id()}
+        self._events: list[bytes] = []
+        """Of a stream, that go out together."""
         self._body_read = False
 
     def header(self, name: str) -> str | None:
@@ -168,23 +170,35 @@ class Exchange:
             close = {} if self._body_read or self.scope["method"] == "GET" else {"connection": "close"}
             await self.send_json(fault.status, fault.body(), {**fault.headers(), **close})
         else:
-            await self.send_event(fault.body())
+            self.add_event(fault.body())
             await self.end_events()
 
-    async def start_events(self) -> None:
-        await self._start(
-            200, "text/event-stream; charset=utf-8", {"cache-control": "no-store", "x-accel-buffering": "no"}
-        )
-
-    async def send_event(self, value: Mapping[str, Any], name: str | None = None) -> None:
+    def add_event(self, value: Mapping[str, Any], name: str | None = None) -> None:
+        """One more event for the next `send_events`."""
         head = b"" if name is None else b"event: " + name.encode("ascii") + b"\n"
-        await self.send_raw_event(head + b"data: " + dumps(value))
+        self.add_raw_event(head + b"data: " + dumps(value))
 
-    async def send_raw_event(self, event: bytes) -> None:
-        await self._put({"type": "http.response.body", "body": event + b"\n\n", "more_body": True})
+    def add_raw_event(self, event: bytes) -> None:
+        self._events += (event, b"\n\n")
+
+    async def send_events(self) -> None:
+        """What was added since the last time, in one message: each costs more than most events do."""
+        if self._events:
+            await self._send_added(b"", more=True)
 
     async def end_events(self, last: bytes = b"") -> None:
-        await self._put({"type": "http.response.body", "body": last})
+        await self._send_added(last, more=False)
+
+    async def _send_added(self, last: bytes, *, more: bool) -> None:
+        if self.status is None:
+            await self._start(
+                200,
+                "text/event-stream; charset=utf-8",
+                {"cache-control": "no-store", "x-accel-buffering": "no"},
+            )
+        body = b"".join((*self._events, last))
+        self._events.clear()
+        await self._put({"type": "http.response.body", "body": body, "more_body": more})
 
     async def _start(self, status: int, kind: str, headers: Mapping[str, str]) -> None:
         self.status = status

@@ -242,21 +242,21 @@ class _Answer:
 async def _stream(exchange: Exchange, answer: _Answer, running: Running) -> None:
     number = 0
 
-    async def event(kind: str, **fields: Any) -> None:
+    def add(kind: str, **fields: Any) -> None:
         nonlocal number
-        await exchange.send_event({"type": kind, "sequence_number": number, **fields}, kind)
+        exchange.add_event({"type": kind, "sequence_number": number, **fields}, kind)
         number += 1
 
     async for pieces in running:
         for piece in pieces:
             if exchange.status is None:
-                await exchange.start_events()
-                await event("response.created", response=answer.object("in_progress"))
-                await event("response.in_progress", response=answer.object("in_progress"))
+                add("response.created", response=answer.object("in_progress"))
+                add("response.in_progress", response=answer.object("in_progress"))
             for kind, fields in answer.take(piece):
-                await event(f"response.{kind}", **fields)
+                add(f"response.{kind}", **fields)
             if piece.completion is not None:
                 whole = answer.whole(piece)
                 exchange.facts.update(usage_of(answer.prepared, [piece]))
-                await event(f"response.{whole['status']}", response=whole)
+                add(f"response.{whole['status']}", response=whole)
+        await exchange.send_events()
     await exchange.end_events()

@@ -75,6 +75,7 @@ class Server:
                 ws="none",
                 lifespan="off",
                 access_log=False,
+                proxy_headers=False,  # nothing here goes by who a proxy says is asking
                 log_config=None,
                 server_header=False,
                 h11_max_incomplete_event_size=settings.max_header_bytes,
