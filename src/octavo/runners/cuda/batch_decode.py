@@ -92,7 +92,7 @@ class BatchStep:
         self._sums = self._buffer(splits * max(m.heads for m in mixers))
         head = self._plans[id(model.head)].tile
         self._best_in_passing = isinstance(head, PlanesTile) and adapters is None
-        piece = head.rows if isinstance(head, PlanesTile) and self._best_in_passing else PIECE_TOKENS
+        piece = head.cta_rows if isinstance(head, PlanesTile) and self._best_in_passing else PIECE_TOKENS
         self._pieces = -(-spec.vocab_size // piece)
         self._best = self._buffer(self._pieces)
         self._best_ids = self._buffer(self._pieces, torch.int32)
