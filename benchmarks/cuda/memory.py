@@ -5,17 +5,19 @@
 Weights are zeros: memory does not see the difference, and nothing has to be packed. Work reaches the plan's bounds: a
 scored prompt in full chunks, then every batch size. *allocated* is the most that torch's tensors took, *card* what the
 driver says this process took beside its context: torch's allocator gives nothing back meanwhile, and *beside* it grow
-loaded kernels and what libraries hold. Needs nvidia-ml-py, or the card to itself.
+loaded kernels and what libraries hold. Each case is a process of its own, as a user's first load is: a later one finds
+kernels and libraries loaded. Needs nvidia-ml-py, or the card to itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import math
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -153,11 +155,9 @@ def work(backend: NativeBackend, spec: ModelSpec, plan: LoadPlan) -> Iterator[st
 
 
 def measured(name: str, quant: str, context: int) -> str:
+    torch.zeros(1, device="cuda")
     spec, parameters, plan = planned(name, quant, context)
     (pool, _) = plan.pools
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
     before = taken_bytes()
     runner = CudaRunnerKind().create(spec, zero_weights(parameters, plan), plan.config)
     backend = NativeBackend(runner, plan.config, spec, "0" * 64)
@@ -172,8 +172,6 @@ def measured(name: str, quant: str, context: int) -> str:
     card = taken_bytes() - before
     beside = card - torch.cuda.memory_reserved()
     backend.close()
-    gc.collect()
-    torch.cuda.empty_cache()
     parts = " ".join(
         f"{part} {nbytes >> 20}/{told.get(part, 0) >> 20}" for part, nbytes in pool.parts.items()
     )
@@ -192,21 +190,24 @@ def main() -> int:
     parser.add_argument("--formats", default="int8,llm-int8", help="as --quant has them")
     parser.add_argument("--contexts", default="2048,8192")
     options = parser.parse_args()
-    torch.zeros(1, device="cuda")
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}; MiB")
     print(
         f"{'':13s} {'format':8s} {'ctx':>6s} {'plan':>8s} {'allocated':>9s} {'':7s} {'card':>8s} {'':7s} {'beside':>6s}"
         "  planned/told; most allocated"
     )
+    # What a case's process forks from has imported everything, but has not touched the card.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "octavo.backends.native", "octavo.runners.cuda.runner"])
     failed = 0
-    for name in options.models.split(","):
-        for quant in options.formats.split(","):
-            for context in map(int, options.contexts.split(",")):
-                try:
-                    print(measured(name, quant, context), flush=True)
-                except Exception as error:  # the others are still worth knowing
-                    failed += 1
-                    print(f"{name} {quant} {context}: {type(error).__name__}: {error}", flush=True)
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as cases:
+        for name in options.models.split(","):
+            for quant in options.formats.split(","):
+                for tokens in map(int, options.contexts.split(",")):
+                    try:
+                        print(cases.submit(measured, name, quant, tokens).result(), flush=True)
+                    except Exception as error:  # the others are still worth knowing
+                        failed += 1
+                        print(f"{name} {quant} {tokens}: {type(error).__name__}: {error}", flush=True)
     return 1 if failed else 0
 
 

@@ -124,7 +124,7 @@ def batch_attention_kernel(
 def join_splits_kernel(
     parts, sums, slots, positions, out, out_scales,
     H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, S: tl.constexpr, WINDOW: tl.constexpr, CT: tl.constexpr,
-    BLOCKS: tl.constexpr, XB: tl.constexpr, PLANES: tl.constexpr, PDL: tl.constexpr,
+    BLOCKS: tl.constexpr, XB: tl.constexpr, UNROLLED: tl.constexpr, PLANES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid: (ceil(C / (BLOCKS XB)), B). Splits weighted by their sums, a head's at each of its columns."""
     release_dependents(PDL)
@@ -137,12 +137,12 @@ def join_splits_kernel(
     valid = column < H * D
     wait_for_inputs(PDL)
     most = tl.full((BLOCKS, XB), _HIDDEN, tl.float32)
-    for split in tl.static_range(S):
+    for split in tl.range(0, S, loop_unroll_factor=UNROLLED):
         place = (sequence * S + split) * H + column // D
         most = tl.maximum(most, tl.load(sums + place, mask=valid & (split * share < tiles), other=_HIDDEN))
     total = tl.zeros((BLOCKS, XB), tl.float32)
     mixed = tl.zeros((BLOCKS, XB), tl.float32)
-    for split in tl.static_range(S):
+    for split in tl.range(0, S, loop_unroll_factor=UNROLLED):
         used = valid & (split * share < tiles)
         place = (sequence * S + split) * H
         weight = tl.exp2(tl.load(sums + place + column // D, mask=used, other=_HIDDEN) - most)
@@ -276,6 +276,8 @@ def _join_splits(
         XB=block,
         PLANES=planes is not None,
         PDL=pdl,
-        num_warps=max(4, min(8, block // 512)),
+        # All splits at once would spill where a row is a block, for which the driver sets gigabytes aside.
+        UNROLLED=max(1, min(8, tile.splits, 16384 // (blocks * block))),
+        num_warps=max(4, min(16, block // 256)),
         launch_pdl=pdl,
     )
