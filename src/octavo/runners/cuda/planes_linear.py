@@ -41,6 +41,26 @@ def _first_row(tile, part, N, BN: tl.constexpr, PARTS: tl.constexpr, GATE: tl.co
 
 
 @triton.jit
+def _own_rows(tile, N, BN: tl.constexpr, PARTS: tl.constexpr, GATE: tl.constexpr):
+    """Of every part: its rows, and which of them there are."""
+    rows = ()
+    inside = ()
+    for part in tl.static_range(PARTS):
+        row = _first_row(tile, part, N, BN, PARTS, GATE) + tl.arange(0, BN)
+        rows = rows + (row,)
+        inside = inside + (row < ((part + 1) * (N // 2) if GATE else N),)
+    return rows, inside
+
+
+@triton.jit
+def _zeros(HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, KIND: tl.constexpr):
+    found = ()
+    for _ in tl.static_range(PARTS):
+        found = found + (tl.zeros((HEIGHT, WIDTH), KIND),)
+    return found
+
+
+@triton.jit
 def _block_scales(
     scales, row, wanted, at, last, columns, BK: tl.constexpr, GROUP: tl.constexpr, UNROLL: tl.constexpr
 ):  # fmt: skip
@@ -60,14 +80,13 @@ def _block_scales(
 
 @triton.jit
 def _row_scales(
-    scales, tile, inside, N, at, last, columns, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
-    UNROLL: tl.constexpr, PARTS: tl.constexpr, GATE: tl.constexpr,
+    scales, rows, inside, at, last, columns, BK: tl.constexpr, GROUP: tl.constexpr, UNROLL: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Those of every part's rows, UNROLL after UNROLL; `inside` as many masks."""
+    """Those of every part's rows, UNROLL after UNROLL."""
     found = ()
     for part in tl.static_range(PARTS):
-        row = _first_row(tile, part, N, BN, PARTS, GATE) + tl.arange(0, BN)
-        found = found + _block_scales(scales, row, inside[part], at, last, columns, BK, GROUP, UNROLL)
+        found = found + _block_scales(scales, rows[part], inside[part], at, last, columns, BK, GROUP, UNROLL)
     return found
 
 
@@ -157,29 +176,19 @@ def planes_linear_kernel(
     GATE: tl.constexpr = EPILOGUE == "gate"
     token = tile_m * BM + tl.arange(0, BM)
     present = token < M
-    rows = ()
-    inside = ()
-    for part in tl.static_range(PARTS):
-        row = _first_row(tile_n, part, N, BN, PARTS, GATE) + tl.arange(0, BN)
-        end = (part + 1) * (N // 2) if GATE else N
-        rows = rows + (row,)
-        inside = inside + (row < end,)
-        if LINES > 0:
-            line = first * (UNROLL * BK) + tl.arange(0, LINES)[None, :] * 128
-            line = tl.minimum(row, end - 1)[:, None].to(tl.int64) * C + tl.minimum(line, C - 1)
-            prefetch_l2(codes.to(tl.int64) + line)
-    factors = _row_scales(scales, tile_n, inside, N, first, last, C, BN, BK, GROUP, UNROLL, PARTS, GATE)
+    rows, inside = _own_rows(tile_n, N, BN, PARTS, GATE)
+    if LINES > 0:
+        line = tl.minimum(first * (UNROLL * BK) + tl.arange(0, LINES) * 128, C - 1)
+        for part in tl.static_range(PARTS):
+            row = tl.minimum(rows[part], N - 1).to(tl.int64)
+            prefetch_l2(codes.to(tl.int64) + row[:, None] * C + line[None, :])
+    factors = _row_scales(scales, rows, inside, first, last, C, BK, GROUP, UNROLL, PARTS)
     wait_for_inputs(PDL)
     x_factors = _block_scales(x_scales, token, present, first, last, C, BK, X_GROUP, UNROLL)
-    totals = ()
-    wholes = ()
-    for _ in tl.static_range(PARTS):
-        totals = totals + (tl.zeros((BN, BM), tl.float32),)
-        wholes = wholes + (tl.zeros((BN, 2 * BM), tl.int32),)
+    totals = _zeros(BN, BM, PARTS, tl.float32)
+    wholes = _zeros(BN, 2 * BM, PARTS, tl.int32)
     for at in tl.range(first, last):
-        next_factors = _row_scales(
-            scales, tile_n, inside, N, at + 1, last, C, BN, BK, GROUP, UNROLL, PARTS, GATE
-        )
+        next_factors = _row_scales(scales, rows, inside, at + 1, last, C, BK, GROUP, UNROLL, PARTS)
         next_x_factors = _block_scales(x_scales, token, present, at + 1, last, C, BK, X_GROUP, UNROLL)
         for block in tl.static_range(UNROLL):
             column = (at * UNROLL + block) * BK
