@@ -16,7 +16,7 @@ import torch
 from reference import logits_of
 from shapes import FORMATS, SHAPES, random_model, read_bytes, stream_bytes_per_second
 
-from octavo.runners.cuda.batch_decode import step_kind
+from octavo.runners.cuda.batch_decode import make_step
 from octavo.runners.cuda.decode import Card
 from octavo.runners.cuda.decode_attention import Sequences
 from octavo.runners.cuda.device_model import DeviceModel
@@ -60,7 +60,7 @@ class Decoder:
         self.build()
 
     def build(self) -> None:
-        self.step = step_kind(self.batch)(
+        self.step = make_step(
             self.model,
             self.caches,
             self.sequences,

@@ -16,7 +16,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from octavo.models.spec import Attention, DenseMLP, LayerNorms, LayerSpec, ModelSpec, Norm, Rope
-from octavo.runners.cuda.batch_decode import step_kind
+from octavo.runners.cuda.batch_decode import make_step
 from octavo.runners.cuda.chunk import ChunkModel
 from octavo.runners.cuda.decode import Card
 from octavo.runners.cuda.decode_attention import Sequences
@@ -107,7 +107,7 @@ def launch_all(encoding: Encoding, capability: int, *, chain: bool) -> None:
     adapters = Adapters(model, 129, CPU)
     for count in (1,) if chain else (1, 2, 128):
         sequences = Sequences(slots[:count], slots, (torch.zeros((129, 256), dtype=torch.int32),), 128)
-        step = step_kind(count)(
+        step = make_step(
             model, caches, sequences, slots, context_tokens=8192, compute_dtype=torch.bfloat16, card=card
         )
         step.forward()

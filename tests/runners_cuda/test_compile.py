@@ -30,6 +30,7 @@ KERNELS = {
     "batch_attention_kernel",
     "join_splits_kernel",
     "feed_forward_kernel",
+    "quantize_rows_kernel",
     "dequantize_kernel",
     "rotate_kernel",
     "prefill_attention_kernel",

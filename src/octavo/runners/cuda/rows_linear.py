@@ -18,7 +18,7 @@ import triton.language as tl
 
 from octavo.runners.cuda.device_model import Matrix
 from octavo.runners.cuda.limits import PARTIAL_SUMS
-from octavo.runners.cuda.unpack import unpack_row
+from octavo.runners.cuda.unpack import lane_columns, unpack_lanes, unpack_row
 
 
 @triton.jit(do_not_specialize=["M", "N", "stride", "split_stride"])
@@ -27,30 +27,46 @@ def rows_linear_kernel(
     C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, CODEC: tl.constexpr,
     GROUP: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (ceil(N / BN), ceil(M / BM), S). BK divides 64."""
+    """Grid: (ceil(N / BN), ceil(M / BM), S)."""
+    EIGHT_BITS: tl.constexpr = CODEC == "i8" or CODEC == "i8m" or CODEC == "e4m3"
+    PLAIN: tl.constexpr = CODEC == "f16" or CODEC == "bf16" or CODEC == "f32"
+    LANES: tl.constexpr = not EIGHT_BITS and not PLAIN and GROUP > 0 and GROUP % 32 == 0
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     token = tl.program_id(1) * BM + tl.arange(0, BM)
     inside = row[:, None] < N
     total = tl.zeros((BN, BM), tl.float32)
     split = tl.program_id(2)
-    share = (C // BK + tl.num_programs(2) - 1) // tl.num_programs(2) * BK
+    share = ((C + BK - 1) // BK + tl.num_programs(2) - 1) // tl.num_programs(2) * BK
     for first in tl.range(split * share, tl.minimum(split * share + share, C), BK):
-        column = first + tl.arange(0, BK)
-        piece = tl.load(x + token[None, :] * C + column[:, None], mask=token[None, :] < M, other=0.0)
-        if CODEC == "i8" and (GROUP == 0 or GROUP % BK == 0):
-            # Codes are exact in 16 bits: their scale is the sum's.
-            code = tl.load(codes + row[:, None].to(tl.int64) * C + column[None, :], mask=inside, other=0)
-            part = tl.dot(code.to(piece.dtype), piece)
-            if GROUP > 0:
-                groups: tl.constexpr = C // GROUP
-                scale = tl.load(scales + row * groups + first // GROUP, mask=row < N, other=0.0)
-                part = part * scale.to(tl.float32)[:, None]
-            total += part
+        if LANES:
+            lane = first // 32 + tl.arange(0, BK // 32)
+            low, high = unpack_lanes(codes, scales, row.to(tl.int64), lane, row < N, C, CODEC, GROUP, table)
+            offset, step = lane_columns(tl.arange(0, BK // 2), CODEC)
+            column = first + offset[:, None]
+            here = (token[None, :] < M) & (column < C)
+            piece = tl.load(x + token[None, :] * C + column, mask=here, other=0.0)
+            total = tl.dot(low.to(piece.dtype), piece, total)
+            piece = tl.load(x + token[None, :] * C + column + step, mask=here, other=0.0)
+            total = tl.dot(high.to(piece.dtype), piece, total)
         else:
-            weight = unpack_row(
-                codes, scales, row[:, None].to(tl.int64), column[None, :], inside, C, CODEC, GROUP, table
-            )
-            total = tl.dot(weight.to(piece.dtype), piece, total)
+            column = first + tl.arange(0, BK)
+            here = (token[None, :] < M) & (column[:, None] < C)
+            piece = tl.load(x + token[None, :] * C + column[:, None], mask=here, other=0.0)
+            if CODEC == "i8" and (GROUP == 0 or GROUP % BK == 0):
+                # Codes are exact in 16 bits: their scale is the sum's.
+                place = row[:, None].to(tl.int64) * C + column[None, :]
+                code = tl.load(codes + place, mask=inside & (column[None, :] < C), other=0)
+                part = tl.dot(code.to(piece.dtype), piece)
+                if GROUP > 0:
+                    groups: tl.constexpr = C // GROUP
+                    scale = tl.load(scales + row * groups + first // GROUP, mask=row < N, other=0.0)
+                    part = part * scale.to(tl.float32)[:, None]
+                total += part
+            else:
+                weight = unpack_row(
+                    codes, scales, row[:, None].to(tl.int64), column[None, :], inside, C, CODEC, GROUP, table
+                )
+                total = tl.dot(weight.to(piece.dtype), piece, total)
     if CODEC == "i8" and GROUP == 0:
         total = total * tl.load(scales + row, mask=row < N, other=0.0).to(tl.float32)[:, None]
     if BIAS:
@@ -61,12 +77,14 @@ def rows_linear_kernel(
 
 @dataclass(frozen=True, slots=True)
 class RowsTile:
-    """How a product is cut: output rows of a CTA, its warps, column blocks on their way, shares of the columns."""
+    """How a product is cut: output rows of a CTA, its warps, steps on their way, shares of the columns, columns of a
+    step."""
 
     rows: int
     warps: int
     stages: int
     splits: int = 1
+    columns: int = 64
 
 
 def rows_tile_for(rows: int, columns: int, count: int, multiprocessors: int = 0) -> RowsTile:
@@ -103,7 +121,7 @@ def rows_linear(matrix: Matrix, x: torch.Tensor, out: torch.Tensor, tile: RowsTi
         C=matrix.columns,
         BM=height,
         BN=tile.rows,
-        BK=64,
+        BK=tile.columns,
         CODEC=matrix.encoding.codec,
         GROUP=matrix.encoding.group_size,
         BIAS=matrix.bias is not None,

@@ -32,10 +32,10 @@ from octavo.runners.base import (
     SampleResult,
     SlotState,
 )
-from octavo.runners.cuda.batch_decode import BatchStep, Step
+from octavo.runners.cuda.batch_decode import Step, make_step
 from octavo.runners.cuda.card_memory import no_room_to_load, no_room_to_run
 from octavo.runners.cuda.chunk import ChunkModel
-from octavo.runners.cuda.decode import DecodeStep, card_of
+from octavo.runners.cuda.decode import card_of
 from octavo.runners.cuda.decode_attention import Sequences
 from octavo.runners.cuda.device_model import DeviceModel, load_model
 from octavo.runners.cuda.graphs import Graphs
@@ -175,13 +175,10 @@ class CudaRunner:
             Sequences(slots, self._positions, self._tables, self._spare_slot),
             self._last_tokens,
         )
-        context, dtype = self._config.context_tokens, getattr(torch, self._config.compute_dtype)
-        if key.rows == 1 and not key.adapted:
-            return DecodeStep(*given, context_tokens=context, compute_dtype=dtype, card=self._card)
-        return BatchStep(
+        return make_step(
             *given,
-            context_tokens=context,
-            compute_dtype=dtype,
+            context_tokens=self._config.context_tokens,
+            compute_dtype=getattr(torch, self._config.compute_dtype),
             card=self._card,
             adapters=self._adapters if key.adapted else None,
         )

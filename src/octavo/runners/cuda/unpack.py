@@ -86,3 +86,41 @@ def unpack_row(
         if EACH == 2:
             weight += least
         return weight
+
+
+@triton.jit
+def lane_columns(byte, CODEC: tl.constexpr):
+    """(first, step) of 4-bit codes: in bytes of a row's lanes, the column of the low nibble, and how far the high one's
+    is from it."""
+    within = byte % 16
+    if CODEC == "u4" or CODEC == "i4":
+        return byte // 16 * 32 + within, 16
+    else:
+        return byte // 16 * 32 + within // 2 % 2 * 16 + within // 4 * 4 + within % 2 * 2, 1
+
+
+@triton.jit
+def unpack_lanes(
+    codes, scales, row, lane, valid, C: tl.constexpr, CODEC: tl.constexpr, GROUP: tl.constexpr, table=None
+):  # fmt: skip
+    """fp32 weights [rows, 16 lanes] of 4-bit codes' low nibbles, and of their high ones: some lanes of 32 columns, in
+    groups of whole lanes, whose numbers are read once a lane instead of once a weight. `row` int64 [rows]."""
+    EACH: tl.constexpr = 2 if CODEC == "u4" else 1
+    mask = valid[:, None] & (lane < C // 32)[None, :]
+    scale, least = _numbers(scales, row[:, None], (lane * 32 // GROUP)[None, :], mask, C, GROUP, EACH)
+    place = row[:, None, None] * (C // 2) + lane[None, :, None] * 16 + tl.arange(0, 16)[None, None, :]
+    byte = tl.load(codes + place, mask=mask[:, :, None], other=0).to(tl.int32)
+    low = _weights_of_nibbles(byte & 15, scale, least, CODEC, table)
+    return low, _weights_of_nibbles((byte >> 4) & 15, scale, least, CODEC, table)
+
+
+@triton.jit
+def _weights_of_nibbles(code, scale, least, CODEC: tl.constexpr, table):
+    """Codes [rows, lanes, 16] and their numbers [rows, lanes] -> fp32 [rows, 16 lanes]."""
+    if CODEC == "u4":
+        weight = code.to(tl.float32) * scale[:, :, None] + least[:, :, None]
+    elif CODEC == "i4":
+        weight = ((code ^ 8) - 8).to(tl.float32) * scale[:, :, None]
+    else:
+        weight = tl.load(table + code) * scale[:, :, None]
+    return tl.reshape(weight, (code.shape[0], code.shape[1] * 16))
