@@ -1,9 +1,10 @@
 """Where a decode step's time goes, by kernel: Nsight Compute's microseconds and share of the memory's peak.
 
-    python benchmarks/cuda/profile_step.py [--model gemma-2-2b] [--format int8] [--batch 1] [--context 128]
+    python benchmarks/cuda/profile_step.py [--model gemma-2-2b] [--format int8] [--batch 1] [--context 128] [--layers 4]
 
 Needs ncu on PATH and leave to read the counters. Kernels run one by one, with the caches as the one before left them:
-what programmatic launches overlap in a graph is not seen, so the sum is more than a step takes (`decode.py`).
+what programmatic launches overlap in a graph is not seen, so the sum is more than a step takes (`decode.py`). Layers
+are alike: a few are enough for the time of each kernel.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 TIME, DRAM = "gpu__time_duration.sum", "dram__throughput.avg.pct_of_peak_sustained_elapsed"
 READ = "dram__bytes_read.sum"
@@ -39,7 +40,9 @@ def launch(options: argparse.Namespace) -> None:
     from shapes import FORMATS, SHAPES, random_model
 
     context = 32 * (-(-(options.context + 128) // 32))
-    model = random_model(SHAPES[options.model], FORMATS[options.format], max(8192, context))
+    shape = SHAPES[options.model]
+    shape = replace(shape, layers=options.layers or shape.layers)
+    model = random_model(shape, FORMATS[options.format], max(8192, context))
     decoder = Decoder(model, max(512, context), options.batch)
     for profiled in (False, True):
         decoder.start(options.context)
@@ -74,6 +77,7 @@ def main() -> None:
     parser.add_argument("--format", default="int8")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--layers", type=int, help="of all that the model has")
     options = parser.parse_args()
     if os.environ.get(CHILD):
         launch(options)

@@ -18,7 +18,7 @@ from octavo.runners.cuda import fixed_point
 from octavo.runners.cuda.dequantize import dequantize
 from octavo.runners.cuda.embedding import embed
 from octavo.runners.cuda.feed_forward import feed_forward
-from octavo.runners.cuda.gemv import Add, Logits, Vector, gemv, reference, shuffle
+from octavo.runners.cuda.gemv import BLOCK_COLUMNS, Add, Logits, Vector, gemv, reference, shuffle
 from octavo.runners.cuda.planes_linear import Gate, PlanesTile, RowLogits, planes_linear
 from octavo.runners.cuda.planes_linear import reference as planes_reference
 from octavo.runners.cuda.quantize_rows import Unquantized, quantize_rows
@@ -131,6 +131,30 @@ def test_gate_and_up(activation: str, pack: Callable[..., Any], randn: Any) -> N
     many.zero_()
     feed_forward(gate_up, many, DenseMLP(21, activation), shuffled=True, pdl=False)  # type: ignore[arg-type]
     close(shuffle(many[0]), want, 1e-5)
+
+
+@pytest.mark.parametrize("gated", [True, False], ids=["gate", "activate"])
+def test_results_left_in_planes(gated: bool, pack: Callable[..., Any], randn: Any) -> None:
+    results, columns = 37, 64  # a block of 32 and a part of one
+    matrix, values = pack(INT8, 2 * results if gated else results, columns)
+    x = randn(columns)
+    (vector, _) = vectors(x, plain=False)
+    y = reference(x, values, None)
+    gate, up = y.chunk(2) if gated else (y, torch.ones_like(y))
+    want = fixed_point.reference(F.pad(F.silu(gate) * up, (0, columns - results))[None], BLOCK_COLUMNS)
+    pairs = torch.zeros((1, 2, columns), dtype=torch.int8, device=x.device)
+    planes = fixed_point.Planes(pairs, torch.zeros((1, columns // BLOCK_COLUMNS), device=x.device))
+    gemv(
+        matrix,
+        vector,
+        planes,
+        Tile(4, 16, 1, 1),
+        multiprocessors=2,
+        pdl=False,
+        epilogue="gate" if gated else "activate",
+    )
+    close(fixed_point.dequantize(planes), fixed_point.dequantize(want), 2e-4)
+    close(planes.scales, want.scales, 2e-4)
 
 
 def test_the_head_finds_its_best_token_and_sees_what_is_not_finite(

@@ -21,13 +21,24 @@ from octavo.runners.cuda.decode_attention import (
     Sequences,
     SplitTile,
     decode_attention,
+    fill_blocks,
     split_tile_for,
 )
 from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNorm, Linear, Matrix
 from octavo.runners.cuda.embedding import embed
 from octavo.runners.cuda.feed_forward import feed_forward
 from octavo.runners.cuda.fixed_point import Planes
-from octavo.runners.cuda.gemv import Add, Epilogue, Logits, Vector, gemv, grid_of, shuffle
+from octavo.runners.cuda.gemv import (
+    BLOCK_COLUMNS,
+    Add,
+    Epilogue,
+    Logits,
+    Vector,
+    gemv,
+    grid_of,
+    leaves_planes,
+    shuffle,
+)
 from octavo.runners.cuda.kv_cache import LayerCache
 from octavo.runners.cuda.layout import padded
 from octavo.runners.cuda.norm import join_residual
@@ -35,8 +46,11 @@ from octavo.runners.cuda.pick import pick
 from octavo.runners.cuda.tiles import Key, Tile, tile_for
 from octavo.runners.cuda.user_tiles import user_tiles
 
-PREFETCH_BYTES = 16 << 20
-"""Of gate and up, while attention runs: a third of the L2 cache of an H100, where it was measured best."""
+PREFETCH_BYTES = 24 << 20
+"""Of gate and up, while attention runs: half of the L2 cache of an H100, where it was measured best."""
+
+LEAST_PREFETCH_BYTES = 16 << 20
+"""Smaller caches are left to what the kernels themselves read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +107,22 @@ class DecodeStep:
         self._chain = is_chain(model)
         self._h = buffer(hidden if self._chain else spec.hidden_size)
         self._y = buffer(spec.hidden_size)
-        self._planes = Planes(buffer(2 * hidden, torch.int8).view(1, 2, hidden), buffer(hidden // 32))
+
+        def planes(width: int) -> Planes:
+            columns = padded(width)
+            pairs = buffer(2 * columns, torch.int8).view(1, 2, columns)
+            return Planes(pairs, buffer(columns // BLOCK_COLUMNS))
+
+        self._planes = planes(spec.hidden_size)
         self._x = buffer(hidden)
         self._normed = self._chain_inputs() if self._chain else {}
         self._qkv = buffer(max((m.heads + 2 * m.kv_heads) * m.head_dim for m in mixers))
         self._mixed = buffer(max(padded(mixer.heads * mixer.head_dim) for mixer in mixers))
+        # By their width, so that nothing writes to another's padding.
+        self._mixed_planes = {width: planes(width) for width in {m.heads * m.head_dim for m in mixers}}
         self._both = buffer(max(2 * layer.ffn.hidden_size for layer in spec.layers))
         self._fed = buffer(max(padded(layer.ffn.hidden_size) for layer in spec.layers))
+        self._fed_planes = {width: planes(width) for width in {x.ffn.hidden_size for x in spec.layers}}
         self.logits = buffer(spec.vocab_size)
         self.sampled = torch.zeros(1, dtype=torch.int32, device=device)
         tiles = [split_tile_for(mixer, 1, context_tokens, card.multiprocessors) for mixer in mixers]
@@ -117,7 +140,8 @@ class DecodeStep:
         """Of the buffers."""
         tensors = [value for value in vars(self).values() if isinstance(value, torch.Tensor)]
         gains = [x.scales for x in self._normed.values() if x.scales is not None]
-        return sum(t.nbytes for t in (*tensors, *gains)) + self._planes.nbytes
+        planes = (self._planes, *self._mixed_planes.values(), *self._fed_planes.values())
+        return sum(t.nbytes for t in (*tensors, *gains)) + sum(x.nbytes for x in planes)
 
     def set_slots(self, slots: tuple[int, ...]) -> None:
         """Which slot it is."""
@@ -180,17 +204,18 @@ class DecodeStep:
         join_residual(self._h, y, out, post=post, pre=pre, multiplier=multiplier, pdl=self._card.pdl)
         if consumer.takes_values:
             return Vector("values", self._x)
-        high, low = self._planes.pairs[0]
-        return Vector("planes", high, low, self._planes.scales)
+        return _vector(self._planes)
 
     def _attend(self, index: int, layer: DeviceLayer, x: Vector) -> None:
         mixer = layer.spec.mixer
         qkv = self._qkv[:, : (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim]
-        mixed = self._mixed[:, : padded(mixer.heads * mixer.head_dim)]
+        width = mixer.heads * mixer.head_dim
+        mixed = self._mixed[:, : padded(width)]
         self._linear(layer.qkv, x, qkv)
         shuffled = not layer.o.takes_values
+        planes = self._mixed_planes[width] if shuffled and fill_blocks(mixer) else None
         codes = layer.o.parts[0].codes, layer.gate_up.parts[0].codes
-        fetch_ahead = self._card.l2_bytes >= 2 * PREFETCH_BYTES
+        fetched = min(PREFETCH_BYTES, self._card.l2_bytes // 2)
         decode_attention(
             layer,
             self._caches[index],
@@ -198,27 +223,34 @@ class DecodeStep:
             self._sequences,
             self._parts,
             self._sums,
-            mixed,
+            mixed if planes is None else planes,
             self._splits[index],
-            prefetch=Prefetch(*codes, PREFETCH_BYTES) if fetch_ahead else None,
+            prefetch=Prefetch(*codes, fetched) if fetched >= LEAST_PREFETCH_BYTES else None,
             shuffled=shuffled,
             pdl=self._card.pdl,
         )
-        self._add(layer, layer.o, Vector("shuffled" if shuffled else "values", mixed))
+        made = Vector("shuffled" if shuffled else "values", mixed) if planes is None else _vector(planes)
+        self._add(layer, layer.o, made)
 
     def _feed(self, layer: DeviceLayer, x: Vector) -> None:
         ffn = layer.spec.ffn
         assert isinstance(ffn, DenseMLP), "others are declined"
         fed = self._fed[:, : padded(ffn.hidden_size)]
         shuffled = not layer.down.takes_values
+        made = Vector("shuffled" if shuffled else "values", fed)
         if len(layer.gate_up.parts) == 1:
             kind: Epilogue = "gate" if ffn.gated else "activate"
-            self._linear(layer.gate_up, x, fed, kind, ffn.activation, shuffled=shuffled)
+            if shuffled and leaves_planes(ffn.hidden_size, self._card.multiprocessors):
+                planes = self._fed_planes[ffn.hidden_size]
+                self._linear(layer.gate_up, x, planes, kind, ffn.activation)
+                made = _vector(planes)
+            else:
+                self._linear(layer.gate_up, x, fed, kind, ffn.activation, shuffled=shuffled)
         else:
             both = self._both[:, : layer.gate_up.rows]
             self._linear(layer.gate_up, x, both)
             feed_forward(both, fed, ffn, shuffled=shuffled, pdl=self._card.pdl)
-        self._add(layer, layer.down, Vector("shuffled" if shuffled else "values", fed))
+        self._add(layer, layer.down, made)
 
     def _add(self, layer: DeviceLayer, linear: Linear, x: Vector) -> None:
         """The end of a block: to the residual stream, or to `y` for the next `_join`."""
@@ -236,7 +268,7 @@ class DecodeStep:
         self,
         linear: Linear,
         x: Vector,
-        out: torch.Tensor,
+        out: torch.Tensor | Planes,
         epilogue: Epilogue = "store",
         activation: str = "silu",
         *,
@@ -247,7 +279,7 @@ class DecodeStep:
             gemv(
                 part,
                 x,
-                out[0, first:],
+                out if isinstance(out, Planes) else out[0, first:],
                 self._tile(part),
                 multiprocessors=self._card.multiprocessors,
                 pdl=self._card.pdl,
@@ -275,6 +307,11 @@ class DecodeStep:
         """Pieces of the logits of which `pick` takes the best."""
         (head,) = self._model.head.parts
         return grid_of(head, self._tile(head), "store", self._card.multiprocessors)[0]
+
+
+def _vector(planes: Planes) -> Vector:
+    high, low = planes.pairs[0]
+    return Vector("planes", high, low, planes.scales)
 
 
 CHAIN_FROM = 4096

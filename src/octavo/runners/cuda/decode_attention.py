@@ -7,7 +7,7 @@ so a captured graph serves every length. CTAs past those fetch the next linears'
 since this kernel leaves the memory idle.
 
 Contract: qkv fp32 [B, (H + 2 KH) D], pages (`kv_cache`) -> parts fp32 [B, S, H, D] and their base-2
-log-sum-exp [B, S, H]; `combine_kernel` -> [B, H D], `SHUFFLED` as gemv's second input form, else in order.
+log-sum-exp [B, S, H]; `combine_kernel` -> [B, H D] in one of gemv's input forms: planes, shuffled or in order.
 Shape letters: B sequences, S splits, H query heads, KH kv heads, G = H / KH, D head dim.
 """
 
@@ -22,6 +22,7 @@ import triton.language as tl
 from octavo.models.spec import Attention
 from octavo.runners.cuda.activation import tanh
 from octavo.runners.cuda.device_model import DeviceLayer
+from octavo.runners.cuda.fixed_point import Planes, store_planes
 from octavo.runners.cuda.gemv_inputs import shuffled_place
 from octavo.runners.cuda.heads import load_angles, load_heads, qk_norm_kind
 from octavo.runners.cuda.kv_cache import (
@@ -153,11 +154,11 @@ def decode_attention_kernel(
 
 @triton.jit
 def combine_kernel(
-    parts, sums, slots, positions, out,
+    parts, sums, slots, positions, out, out_scales,
     H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, S: tl.constexpr, WINDOW: tl.constexpr, CT: tl.constexpr,
-    SHUFFLED: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr,
+    FORM: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid: B H. Splits weighted by their sums; `out` rows are WIDTH apart."""
+    """Grid: B H. Splits weighted by their sums; `out` has WIDTH columns. FORM planes: D is a multiple of 32."""
     release_dependents(PDL)
     head = tl.program_id(0) % H
     sequence = tl.program_id(0) // H
@@ -176,9 +177,16 @@ def combine_kernel(
     weight = tl.exp2(weight - tl.max(weight, 0))
     mixed = tl.sum(part * weight[:, None], 0) / tl.sum(weight, 0)
     column = head * D + dim
-    if SHUFFLED:
-        column = shuffled_place(column)
-    tl.store(out + sequence * WIDTH + column, mixed.to(out.dtype.element_ty), mask=dim < D)
+    if FORM == "planes":
+        column = tl.reshape(tl.where(dim < D, column, WIDTH), (DP // 32, 32))
+        value = tl.reshape(mixed, (DP // 32, 32))
+        store_planes(
+            out + sequence * (2 * WIDTH), out_scales + sequence * (WIDTH // 32), column, value, WIDTH, 32
+        )
+    else:
+        if FORM == "shuffled":
+            column = shuffled_place(column)
+        tl.store(out + sequence * WIDTH + column, mixed.to(out.dtype.element_ty), mask=dim < D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,17 +225,23 @@ class Prefetch:
         return self.first.nbytes // 128, min(self.second.nbytes, self.most_second_bytes) // 128
 
 
-_PREFETCH_LINES = 512
+_PREFETCH_LINES = 2048
+"""Of a CTA; a fourth of that cost 1 % of a step of Llama-3.1-8B: CTAs that come and go stand in others' way."""
+
+
+def fill_blocks(mixer: Attention) -> bool:
+    """Whether no block of planes has columns of two heads."""
+    return mixer.head_dim % 32 == 0
 
 
 def split_tile_for(mixer: Attention, sequences: int, context_tokens: int, multiprocessors: int) -> SplitTile:
     """About two CTAs a multiprocessor, and no more splits than a context has tiles."""
-    tokens = 32 if mixer.head_dim > 64 else 64
+    tokens = 32 if mixer.head_dim > 128 else 64
     wanted = max(1, 2 * multiprocessors // (sequences * mixer.kv_heads))
     splits = min(
         64, 1 << (wanted.bit_length() - 1), triton.next_power_of_2(triton.cdiv(context_tokens, tokens))
     )
-    return SplitTile(tokens, splits, 8 if mixer.head_dim > 128 else 4)
+    return SplitTile(tokens, splits, 8 if mixer.head_dim > 64 else 4)
 
 
 def decode_attention(
@@ -237,14 +251,17 @@ def decode_attention(
     sequences: Sequences,
     parts: torch.Tensor,
     sums: torch.Tensor,
-    out: torch.Tensor,
+    out: torch.Tensor | Planes,
     tile: SplitTile,
     *,
     prefetch: Prefetch | None,
     shuffled: bool,
     pdl: bool,
 ) -> None:
-    """Launch both kernels: qkv fp32 [B, (H + 2 KH) D] -> out [B, WIDTH]; parts and sums hold [B, S, H, D] fp32."""
+    """Launch both kernels: qkv fp32 [B, (H + 2 KH) D] -> out; parts and sums hold [B, S, H, D] fp32.
+
+    `out` [B, WIDTH], `shuffled` or in order; or planes of blocks of 32 columns, for head dims that `fill_blocks`.
+    """
     mixer = layer.spec.mixer
     count = qkv.shape[0]
     group = mixer.heads // mixer.kv_heads
@@ -293,20 +310,22 @@ def decode_attention(
         num_warps=tile.warps,
         launch_pdl=pdl,
     )
+    planes = out if isinstance(out, Planes) else None
     combine_kernel[(count * mixer.heads,)](
         parts,
         sums,
         sequences.slots,
         sequences.positions,
-        out,
+        out.pairs if isinstance(out, Planes) else out,
+        unused if planes is None else planes.scales,
         H=mixer.heads,
         D=mixer.head_dim,
         DP=dims,
         S=tile.splits,
         WINDOW=mixer.window or 0,
         CT=tile.tokens,
-        SHUFFLED=shuffled,
-        WIDTH=out.shape[1],
+        FORM="planes" if planes is not None else "shuffled" if shuffled else "values",
+        WIDTH=out.columns if isinstance(out, Planes) else out.shape[1],
         PDL=pdl,
         num_warps=max(1, min(4, tile.splits * dims // 1024)),
         launch_pdl=pdl,

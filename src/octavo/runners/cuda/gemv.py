@@ -11,7 +11,8 @@ Contract: x [C] and the matrix [N, C] of layout `cuda-b64-1` -> fp32 [N] (+ bias
 over the root of its mean square (rms norm), which the rows' results are divided by; `values`: fp32 [C] in order,
 for weights that are floats. Epilogues: `store`; `gate`: rows n and n + N / 2 -> act(gate) * up; `activate`: act(y);
 `add`: out += multiplier * y; all but `store` in shuffled order where SHUFFLED; `logits`: multiplier, softcap, and the
-best token of each CTA.
+best token of each CTA. Where OUT_C is not 0, `gate` and `activate` leave planes of OUT_C columns: a CTA then walks the
+rows of whole blocks of 32 results.
 Shape letters: N output rows, K columns, C padded columns, L lanes at once, BN rows at once.
 """
 
@@ -27,6 +28,7 @@ import triton.language as tl
 from octavo.runners.cuda.activation import activate, tanh
 from octavo.runners.cuda.code_tables import CODE_TABLES
 from octavo.runners.cuda.device_model import Matrix
+from octavo.runners.cuda.fixed_point import Planes, store_planes
 from octavo.runners.cuda.gemv_inputs import (
     load_gains,
     load_planes,
@@ -149,11 +151,11 @@ def _product(
 
 @triton.jit(do_not_specialize=["N", "blocks"])
 def gemv_kernel(
-    x, x_low, x_scales, codes, scales, bias, out, best, best_ids, N, blocks, multiplier, softcap, eps,
+    x, x_low, x_scales, codes, scales, bias, out, out_scales, best, best_ids, N, blocks, multiplier, softcap, eps,
     K: tl.constexpr, C: tl.constexpr, L: tl.constexpr, BN: tl.constexpr, CODEC: tl.constexpr,
     GROUP: tl.constexpr, TABLE: tl.constexpr, UNIT: tl.constexpr, INPUT: tl.constexpr, EPILOGUE: tl.constexpr,
     ACTIVATION: tl.constexpr, BIAS: tl.constexpr, SOFTCAP: tl.constexpr, SHUFFLED: tl.constexpr,
-    LANE: tl.constexpr, ITEMS: tl.constexpr, PDL: tl.constexpr,
+    OUT_C: tl.constexpr, LANE: tl.constexpr, ITEMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """See the module. Grid: any number of CTAs up to `blocks` = ceil(N / BN). `normed`: x_scales is the gain."""
     release_dependents(PDL)
@@ -164,12 +166,15 @@ def gemv_kernel(
     PLAIN: tl.constexpr = CODEC == "f16" or CODEC == "bf16" or CODEC == "f32"
     EACH: tl.constexpr = 2 if CODEC == "u4" or CODEC == "i8m" else 1
     HALVES: tl.constexpr = 2 if GROUP == 16 and LANE == 32 else 1
-    first = (cta * blocks) // ctas
-    last = ((cta + 1) * blocks) // ctas
     # Pairs end where gate's rows do; their partners are then in range too.
     end = N // 2 if PAIRS else N
     step_rows: tl.constexpr = BN // 2 if PAIRS else BN
     own = tl.arange(0, BN) // 2 if PAIRS else tl.arange(0, BN)
+    # Blocks of rows that one CTA has to walk together.
+    UNIT_BLOCKS: tl.constexpr = 32 // step_rows if OUT_C else 1
+    units = (blocks + UNIT_BLOCKS - 1) // UNIT_BLOCKS
+    first = (cta * units) // ctas * UNIT_BLOCKS
+    last = ((cta + 1) * units) // ctas * UNIT_BLOCKS
 
     rows = _rows_of(first, N, BN, PAIRS)
     wanted = first * step_rows + own < end
@@ -198,6 +203,7 @@ def gemv_kernel(
 
     top = tl.full((BN,), float("-inf"), tl.float32)
     top_ids = tl.zeros((BN,), tl.int32)
+    kept = tl.zeros((UNIT_BLOCKS, step_rows), tl.float32)
     for block in tl.range(first, last, num_stages=1):
         rows = _rows_of(block, N, BN, PAIRS)
         inside = block * step_rows + own < end
@@ -214,14 +220,22 @@ def gemv_kernel(
             result *= norm
         if BIAS:
             result += tl.load(bias + rows, mask=inside, other=0.0)
-        if EPILOGUE == "gate":
-            gate, up = tl.split(tl.reshape(result, (BN // 2, 2)))
-            row = block * (BN // 2) + tl.arange(0, BN // 2)
-            place = shuffled_place(row) if SHUFFLED else row
-            tl.store(out + place, activate(gate, ACTIVATION) * up, mask=row < end)
-        elif EPILOGUE == "activate":
-            place = shuffled_place(rows) if SHUFFLED else rows
-            tl.store(out + place, activate(result, ACTIVATION), mask=inside)
+        if EPILOGUE == "gate" or EPILOGUE == "activate":
+            if PAIRS:
+                gate, up = tl.split(tl.reshape(result, (BN // 2, 2)))
+                value = activate(gate, ACTIVATION) * up
+            else:
+                value = activate(result, ACTIVATION)
+            row = block * step_rows + tl.arange(0, step_rows)
+            if OUT_C:
+                turn = block % UNIT_BLOCKS
+                mine = tl.arange(0, UNIT_BLOCKS)[:, None] == turn
+                kept = tl.where(mine, tl.where(row < end, value, 0.0)[None, :], kept)
+                if turn == UNIT_BLOCKS - 1:
+                    column = block // UNIT_BLOCKS * 32 + tl.arange(0, 32)[None, :]
+                    store_planes(out, out_scales, column, tl.reshape(kept, (1, 32)), OUT_C, 32)
+            else:
+                tl.store(out + (shuffled_place(row) if SHUFFLED else row), value, mask=row < end)
         elif EPILOGUE == "add":
             place = out + (shuffled_place(rows) if SHUFFLED else rows)
             tl.store(place, tl.load(place, mask=inside, other=0.0) + result * multiplier, mask=inside)
@@ -282,17 +296,29 @@ class Add:
 Epilogue = Literal["store", "gate", "activate"] | Add | Logits
 
 
-def grid_of(matrix: Matrix, tile: Tile, epilogue: Epilogue, multiprocessors: int) -> tuple[int, int]:
-    """(CTAs, blocks of rows)."""
+BLOCK_COLUMNS = 32
+"""Of planes that a gate leaves."""
+
+
+def grid_of(
+    matrix: Matrix, tile: Tile, epilogue: Epilogue, multiprocessors: int, *, planes: bool = False
+) -> tuple[int, int]:
+    """(CTAs, blocks of rows). `planes`: the results are left in them."""
     pairs = epilogue == "gate"
     blocks = -(-(matrix.rows // 2) // (tile.rows // 2)) if pairs else -(-matrix.rows // tile.rows)
-    return min(blocks, tile.ctas_per_multiprocessor * multiprocessors), blocks
+    units = -(-blocks * (tile.rows // 2 if pairs else tile.rows) // BLOCK_COLUMNS) if planes else blocks
+    return min(units, tile.ctas_per_multiprocessor * multiprocessors), blocks
+
+
+def leaves_planes(results: int, multiprocessors: int) -> bool:
+    """Whether a gate leaves planes: two CTAs a multiprocessor, one for each block of 32 results, read too slowly."""
+    return results // BLOCK_COLUMNS >= 3 * multiprocessors
 
 
 def gemv(
     matrix: Matrix,
     x: Vector,
-    out: torch.Tensor,
+    out: torch.Tensor | Planes,
     tile: Tile,
     *,
     multiprocessors: int,
@@ -301,10 +327,15 @@ def gemv(
     activation: str = "silu",
     shuffled: bool = False,
 ) -> None:
-    """Launch it. `out` fp32 [N] ([N / 2] of a gate), contiguous; `shuffled` where the next linear is to quantize it."""
-    ctas, blocks = grid_of(matrix, tile, epilogue, multiprocessors)
+    """Launch it. `out` fp32 [N] ([N / 2] of a gate), contiguous; `shuffled` where the next linear is to quantize it.
+
+    Or planes [1, 2, C] in blocks of 32 columns, of `gate` and `activate`; a tile has at most 32 results then.
+    """
+    planes_out = out if isinstance(out, Planes) else None
+    y = out.pairs if isinstance(out, Planes) else out
+    ctas, blocks = grid_of(matrix, tile, epilogue, multiprocessors, planes=planes_out is not None)
     logits = epilogue if isinstance(epilogue, Logits) else None
-    unused = out
+    unused = y
     codes, codec = matrix.codes, matrix.encoding.codec
     planes = x.form == "planes"
     table, unit = CODE_TABLES.get(codec, ((), 1.0))
@@ -315,7 +346,8 @@ def gemv(
         codes,
         matrix.scales if matrix.scales.numel() else unused,
         matrix.bias if matrix.bias is not None else unused,
-        out,
+        y,
+        unused if planes_out is None else planes_out.scales,
         logits.best if logits is not None else unused,
         logits.best_ids if logits is not None else unused,
         matrix.rows,
@@ -337,6 +369,7 @@ def gemv(
         BIAS=matrix.bias is not None,
         SOFTCAP=logits is not None and logits.softcap is not None,
         SHUFFLED=shuffled,
+        OUT_C=0 if planes_out is None else planes_out.columns,
         LANE=LANE_COLUMNS[codec],
         ITEMS=16 // codes.element_size(),
         PDL=pdl,
