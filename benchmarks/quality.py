@@ -1,7 +1,7 @@
 """What quantizing costs: KL divergence and top-1 agreement to full precision on a text every CPython ships.
 
     python benchmarks/quality.py [MODEL] [--tokens 4096] [--rescale SEED [--inside]] [--formats int8,int4]
-                                 [--ggml LIB] [--json]
+                                 [--ggml LIB] [--kv-dtypes bfloat16,int8] [--json]
 
 Full precision is the checkpoint's own numbers in fp32; for a GGUF that is the dequantized file. Every format
 runs in the reference runner's model in fp32, so what is measured is the weights alone. --rescale multiplies each
@@ -9,7 +9,8 @@ norm before attention and MLP by factors between 0.7 and 1.4, and divides the co
 function, on no grid that an earlier quantization left. --inside does the same to rows of v and up and the columns
 of o and down that these feed: without it the weights of o and down stay on an earlier grid. --ggml names llama.cpp's
 libggml-base, whose own quantizer then makes q4_k, q4_1 and q4_0 of the layers' matrices, flattened where rows are no
-multiple of its blocks; embedding and head are int8 beside them, as beside int4 and nf4.
+multiple of its blocks; embedding and head are int8 beside them, as beside int4 and nf4. --kv-dtypes measures keys and
+values kept in these types instead, with weights in full.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+import torch
 
 from octavo.evaluate.divergence import Divergence, divergences
 from octavo.evaluate.logits import SegmentLogits
 from octavo.models import build_model
 from octavo.models.parameters import Parameter
-from octavo.models.spec import Attention, DenseMLP, ModelSpec
+from octavo.models.spec import KV_PAGE_TOKENS, Attention, DenseMLP, ModelSpec
 from octavo.packing import pack_parameter
 from octavo.quant.affine import INT8
 from octavo.quant.checkpoint import open_quantized
@@ -35,6 +37,7 @@ from octavo.quant.format import Format
 from octavo.quant.ggml_blocks import BLOCK_TYPES
 from octavo.quant.logical_layout import REF1
 from octavo.quant.plain import Plain
+from octavo.runners.reference.kv_cache import KVCache, Rows
 from octavo.sources.ggml_types import GGML_TYPES
 from octavo.sources.resolve import resolve
 from octavo.text.tokenizer import load_tokenizer
@@ -222,6 +225,37 @@ def measure(
     return found
 
 
+class RoundedCache(KVCache):
+    """fp32 pages of what another type would have kept."""
+
+    def __init__(self, spec: ModelSpec, dtype: torch.dtype) -> None:
+        pages = [-(-SEGMENT_TOKENS // KV_PAGE_TOKENS)] * len(spec.kv_groups)
+        super().__init__(spec, pages, torch.float32, torch.device("cpu"))
+        self._dtype = dtype
+
+    def write(self, layer: int, rows: Rows, k: torch.Tensor, v: torch.Tensor) -> None:
+        super().write(layer, rows, self._rounded(k), self._rounded(v))
+
+    def _rounded(self, values: torch.Tensor) -> torch.Tensor:
+        if self._dtype != torch.int8:
+            return values.to(self._dtype).float()
+        scales = values.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+        return (values / scales).round() * scales
+
+
+def measure_kv(location: str | None, tokens: int, dtypes: Sequence[str]) -> dict[str, Divergence]:
+    """Type of keys and values -> what it costs."""
+    source = open_quantized(resolve(location))
+    spec, parameters = build_model(source.config, source.naming)
+    model = Model(spec, parameters, source.tensors)
+    full = choose_formats(parameters, source.tensors, "none")
+    others = {}
+    for name in dtypes:
+        others[name] = model.logits(full)
+        others[name]._cache = RoundedCache(spec, getattr(torch, name))
+    return divergences(model.logits(full), others, segments(source, tokens))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="default: the default model")
@@ -232,8 +266,19 @@ def main() -> None:
     parser.add_argument(
         "--ggml", metavar="LIB", help="libggml-base of a build of llama.cpp: adds its formats"
     )
+    parser.add_argument("--kv-dtypes", help="separated by commas: measure these, and no formats")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.kv_dtypes:
+        kept = measure_kv(arguments.model, arguments.tokens, arguments.kv_dtypes.split(","))
+        if arguments.json:
+            print(json.dumps({name: asdict(d) for name, d in kept.items()}))
+            return
+        for name, d in kept.items():
+            print(
+                f"{name:10} {d.kl_nats:9.2e} +- {d.standard_error:.1e} nats/token, top-1 {d.top1_agreement:.3f}"
+            )
+        return
     formats = (*FORMATS, *(GGML_FORMATS if arguments.ggml else ()))
     if arguments.formats:
         formats = tuple(arguments.formats.split(","))
