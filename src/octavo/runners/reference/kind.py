@@ -25,6 +25,8 @@ class ReferenceKind:
     layout: Layout = REF1
 
     def declines(self, spec: ModelSpec, formats: Sequence[Format], config: RunnerConfig) -> str | None:
+        if config.deterministic:
+            return "its last bits depend on how a prompt is cut into chunks"
         return None
 
     def weight_bytes(self, parameter: Parameter, format: Format, config: RunnerConfig) -> int:
