@@ -51,7 +51,8 @@ def logits(drive: Any, slot: int, cuts: Sequence[int]) -> np.ndarray:
     for at in range(cuts[-1], len(IDS)):
         drive.runner._last_tokens[slot] = IDS[at]
         drive.runner.forward(Batch((drive.chunk(slot, at, None),)))
-    return drive.runner.logits(slot)
+    found: np.ndarray = drive.runner.logits(slot)
+    return found
 
 
 @pytest.mark.parametrize("deterministic", [True, pytest.param(False, marks=pytest.mark.slow)])

@@ -1,8 +1,8 @@
 """Activations rounded to int8 times int8 rows: the linears of a prefill where `activations` is int8.
 
-One product of the int8 tensor cores. Integers are summed over a block of x, whose scale multiplies the sum; the scale of
-a row of weights multiplies the whole. Weights in groups are rounded to a scale a row first (`one_scale`): a scale for
-every 64 columns would leave nothing of the gain.
+Integers are summed over a block of x, whose scale multiplies the sum; the scale of a row of weights multiplies the
+whole. Weights in groups are rounded to a scale a row first (`one_scale`): multiplying every 64 columns would leave
+nothing of the gain.
 Contract: values int8 [M, C] and scales fp32 [C / XB, M] (`rounded`), codes int8 [N, C] and their scales fp32 [N] ->
 out [M, N], which may be columns of a wider one (+ bias).
 Shape letters: M rows of x, N output rows, C padded columns; BM, BN, BK of each at once, XB columns of a block of x.
@@ -94,12 +94,15 @@ class Int8Tile:
     stages: int
     """Steps on their way."""
     warps: int
-    registers: int | None = None
-    """Most of a thread, so that more CTAs share a multiprocessor."""
 
 
-MEASURED = Int8Tile(128, 128, 128, 3, 8)
-"""On one H100, 2026-11-24, for 2,048 tokens."""
+LARGE = Int8Tile(128, 128, 128, 3, 8)
+SMALL = Int8Tile(64, 128, 128, 3, 4)
+
+
+def int8_tile_for(rows: int, columns: int) -> Int8Tile:
+    """The faster for Gemma-2-2B's and Llama-3.1-8B's linears and 2,048 tokens: one H100, 2026-11-24."""
+    return LARGE if rows >= 4096 and columns >= 4096 else SMALL
 
 
 def int8_linear(
@@ -108,12 +111,13 @@ def int8_linear(
     bias: torch.Tensor | None,
     x: Rounded,
     out: torch.Tensor,
-    tile: Int8Tile = MEASURED,
+    tile: Int8Tile | None = None,
     *,
     descriptors: bool,
 ) -> None:
     """Launch it: codes [N, C], scales fp32 [N], x of M tokens -> `out` [M, N], rows contiguous."""
     (rows, columns), count = codes.shape, x.values.shape[0]
+    tile = tile or int8_tile_for(rows, columns)
     own = 0 if x.scales.shape[0] == 1 else x.block_columns
     step = min(tile.columns, own or tile.columns)
     int8_linear_kernel[(triton.cdiv(count, tile.tokens) * triton.cdiv(rows, tile.rows),)](
@@ -136,5 +140,4 @@ def int8_linear(
         BIAS=bias is not None,
         num_warps=tile.warps,
         num_stages=tile.stages,
-        maxnreg=tile.registers,
     )

@@ -1,9 +1,10 @@
 """Where blocks meet the residual stream: h += multiplier * post_norm(y), then x = pre_norm(h) for the next linear.
 
 One CTA a token, so the sum is in place. Contract: h fp32 [T, K]; y [T, K], or the S partial sums of a split product
-[S, T, K], added in order; x in one of four forms: `planes` (`fixed_point`), `int8` (`rounded`), `values` ([T, C] in the type of
-`x`), or `none`. Columns past K are written as zeros. Norms: `none`, `rms`, `layernorm`, with gain (offset included) and
-bias fp32 [K]. Shape letters: T tokens, K columns, C padded columns, S splits, XB columns of a block of planes.
+[S, T, K], added in order; x in one of four forms: `planes` (`fixed_point`), `int8` (`rounded`), `values` ([T, C] in
+the type of `x`), or `none`. Columns past K are written as zeros. Norms: `none`, `rms`, `layernorm`, with gain (offset
+included) and bias fp32 [K]. Shape letters: T tokens, K columns, C padded columns, S splits, XB columns of a block of
+planes or int8.
 """
 
 from __future__ import annotations

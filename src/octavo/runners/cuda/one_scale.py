@@ -1,7 +1,7 @@
 """int8 weights in groups -> int8 with one scale a row, for products whose integers are summed over all columns.
 
-The new scale is the row's largest weight over 127; a weight moves by half of it at most. Contract: codes int8 [N, C] and
-scales [N, C / GROUP] -> codes int8 [N, C] and scales fp32 [N]. Shape letters: N output rows, C padded columns.
+The new scale is the row's largest weight over 127; a weight moves by half of it at most. Contract: codes int8 [N, C]
+and scales [N, C / GROUP] -> codes int8 [N, C] and scales fp32 [N]. Shape letters: N output rows, C padded columns.
 """
 
 from __future__ import annotations

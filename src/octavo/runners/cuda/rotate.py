@@ -19,12 +19,11 @@ from octavo.runners.cuda.kv_cache import LayerCache
 def rotate_kernel(
     qkv, q, keys, values, table, cosines, sines, q_gain, k_gain, start, qk_eps,
     H: tl.constexpr, KH: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, HALF: tl.constexpr,
-    NORM: tl.constexpr, Q_P2: tl.constexpr, K_P2: tl.constexpr, HEADS: tl.constexpr,
+    NORM: tl.constexpr, Q_P2: tl.constexpr, K_P2: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (T, ceil(H / HEADS) + 2 KH). HEADS: of the queries, in a CTA."""
+    """Grid: (T, H + 2 KH)."""
     token = tl.program_id(0).to(tl.int64)
-    blocks: tl.constexpr = (H + HEADS - 1) // HEADS
-    head = H + tl.program_id(1) - blocks
+    head = tl.program_id(1)
     position = start + tl.program_id(0)
     dim = tl.arange(0, DP)[None, :]
     one = tl.arange(0, 1)[:, None]
@@ -32,13 +31,11 @@ def rotate_kernel(
     cosine, sine = load_angles(cosines, sines, position, dim, HALF)
     row = qkv + token * ((H + 2 * KH) * D)
     if head < H:
-        heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
-        inside = (heads < H) & (dim < D)
         value = load_heads(
-            row, heads * D, q_gain, heads * D if NORM == "full" else heads * 0, dim, inside,
+            row, head * D + one, q_gain, head * D + one if NORM == "full" else one, dim, valid,
             cosine, sine, qk_eps, 0, D, HALF, NORM, H * D, Q_P2, 1,
         )  # fmt: skip
-        tl.store(q + token * (H * D) + heads * D + dim, value.to(q.dtype.element_ty), mask=inside)
+        tl.store(q + token * (H * D) + head * D + dim, value.to(q.dtype.element_ty), mask=valid)
     else:
         page = tl.load(table + position // 32).to(tl.int64)
         if head < H + KH:
@@ -63,8 +60,7 @@ def rotate(
     mixer = layer.spec.mixer
     norm = qk_norm_kind(layer)
     unused = qkv
-    heads = min(8, triton.next_power_of_2(mixer.heads))
-    rotate_kernel[(qkv.shape[0], triton.cdiv(mixer.heads, heads) + 2 * mixer.kv_heads)](
+    rotate_kernel[(qkv.shape[0], mixer.heads + 2 * mixer.kv_heads)](
         qkv,
         q,
         cache.keys,
@@ -84,6 +80,5 @@ def rotate(
         NORM=norm,
         Q_P2=triton.next_power_of_2(mixer.heads * mixer.head_dim),
         K_P2=triton.next_power_of_2(mixer.kv_heads * mixer.head_dim),
-        HEADS=heads,
-        num_warps=2,
+        num_warps=1,
     )

@@ -18,7 +18,7 @@ from octavo.runners.cuda.fixed_point import magnitude, quantize
 
 @triton.jit
 def store_rounded(values, scales, column, value, block_stride, C: tl.constexpr, XB: tl.constexpr):
-    """One token's `value` fp32 [blocks, XB] at `column` -> its codes at `values` [C], and scales `block_stride` apart."""
+    """One token's `value` fp32 [blocks, XB] at `column` -> codes at `values` [C], scales `block_stride` apart."""
     largest = tl.maximum(tl.max(magnitude(value), 1), 1e-30)
     q = quantize(value, (127.0 / largest)[:, None])
     tl.store(values + column, q.to(tl.int8), mask=column < C)
@@ -26,7 +26,7 @@ def store_rounded(values, scales, column, value, block_stride, C: tl.constexpr, 
     tl.store(scales + block * block_stride, largest * (1.0 / 127.0), mask=block < (C + XB - 1) // XB)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def round_kernel(x, values, scales, T, C: tl.constexpr, BLOCKS: tl.constexpr, XB: tl.constexpr):
     """Grid: (T, ceil(C / (BLOCKS XB)))."""
     token = tl.program_id(0).to(tl.int64)

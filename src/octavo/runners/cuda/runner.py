@@ -3,8 +3,8 @@
 Everything is queued on one stream; a handle waits for an event behind its own work. Decode chunks of a batch go
 through one graph together, prefill chunks one after the other, and all rows that sample through one graph again:
 `pick` where all are decode rows and plainly greedy, else the whole law. Deterministic, every step has the same number
-of rows and the same kernels, and a prompt's tokens are rows as well (`prompt_rows`). Shape letters: B sequences, T tokens,
-V vocabulary.
+of rows and the same kernels, and a prompt's tokens are rows as well (`prompt_rows`). Shape letters: B sequences,
+T tokens, V vocabulary.
 """
 
 from __future__ import annotations
