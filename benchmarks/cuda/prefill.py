@@ -1,6 +1,6 @@
 """Prefill speed of random models of real shapes: thousand tokens/s of one chunk, eager.
 
-python benchmarks/cuda/prefill.py [--models gemma-2-2b,...] [--format int8] [--tokens 2048]
+python benchmarks/cuda/prefill.py [--models gemma-2-2b,...] [--format int8] [--tokens 2048] [--activations int8]
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(SHAPES))
     parser.add_argument("--format", default="int8")
     parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--activations", choices=("int16", "int8"), default="int16")
     arguments = parser.parse_args()
     tokens = arguments.tokens
+    descriptors = torch.cuda.get_device_capability() >= (9, 0)
     for name in arguments.models.split(","):
         model = random_model(SHAPES[name], FORMATS[arguments.format], 8192)
         pages = -(-tokens // 32)
         groups = len(model.spec.kv_groups)
         caches = make_cache(model.spec, [pages] * groups, torch.bfloat16, torch.device("cuda"))
         table = torch.randperm(pages, device="cuda").to(torch.int32)
-        chunks = ChunkModel(model, caches, torch.bfloat16)
+        chunks = ChunkModel(
+            model, caches, torch.bfloat16, activations=arguments.activations, descriptors=descriptors
+        )
         ids = torch.randint(model.spec.vocab_size, (tokens,), device="cuda").to(torch.int32)
         times = []
         for _ in range(6):

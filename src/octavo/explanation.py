@@ -101,4 +101,6 @@ def _speculation(model: PlannedModel, running: Mapping[str, Any]) -> str:
         return (
             f"off: the {model.plan.runner} runner's results depend on how many tokens are computed together"
         )
+    if not running["takes_drafts"]:
+        return f"off: the {model.plan.runner} runner verifies no guesses"
     return "prompt lookup, verified in the same step: it never changes the output"

@@ -180,7 +180,13 @@ def _drafter(settings: Settings, runner: Runner) -> MakeDrafter | None:
             remedy="Leave speculation at auto, or take --runner cpu.",
             parameter="speculation",
         )
-    return None if settings.speculation == "off" or not runner.info.chunk_invariant else PromptLookup
+    if settings.speculation == "prompt-lookup" and not runner.info.takes_drafts:
+        raise InvalidParameterError(
+            f"speculation prompt-lookup and runner {runner.info.name} contradict each other: it verifies no guesses",
+            remedy="Leave speculation at auto, or take --runner cpu.",
+            parameter="speculation",
+        )
+    return None if settings.speculation == "off" or not runner.info.may_speculate else PromptLookup
 
 
 def kept_name(location: str) -> str:

@@ -187,6 +187,7 @@ class _Facts:
         asked = [f"--{name}" for name in ("runner", "isa") if getattr(settings, name) != "auto"]
         asked += ["--activations"] if settings.activations != "int16" else []
         asked += ["--kv-dtype"] if settings.kv_dtype != "auto" else []
+        asked += ["--deterministic"] if settings.deterministic else []
         raise IncompatibleModelError(
             f"no runner takes this {self.spec.family} model on {self.device.device} ({why})",
             remedy=f"Leave {' and '.join(asked)} out, so that another runner may take it."
@@ -273,6 +274,7 @@ class _Load:
             prefill_chunk_tokens=chunk,
             threads=self.settings.threads or (self.facts.machine.cores if on_cpu else None),
             draft_rows=0 if self.settings.speculation == "off" else MAX_DRAFT_ROWS,
+            deterministic=self.settings.deterministic,
         )
 
     def kv(self, tokens: int) -> tuple[KVMemory, ...]:

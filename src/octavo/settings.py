@@ -51,8 +51,12 @@ class Settings:
     isa: IsaName = _option("auto", "The CPU runner's instruction set: auto, avx512, avx2 or portable.")
     activations: ActivationsName = _option(
         "int16",
-        "What the CPU runner rounds the inputs of 8-bit weights to: int16 (as good as exact) or int8 (a faster"
-        " prefill with AVX-512 VNNI, less exact).",
+        "What the inputs of 8-bit weights are rounded to: int16 (as good as exact) or int8 (a faster prefill, with"
+        " AVX-512 VNNI and on CUDA, less exact).",
+    )
+    deterministic: bool = _option(
+        False,
+        "The same tokens alone, in any batch and however a prompt is cut: always so on the CPU, slower on CUDA.",
     )
     kv_dtype: KVDtypeName = _option(
         "auto",

@@ -21,11 +21,15 @@ from octavo.runners.cuda.chunk import ChunkModel
 from octavo.runners.cuda.decode import Card
 from octavo.runners.cuda.decode_attention import Sequences
 from octavo.runners.cuda.device_model import DeviceLayer, DeviceModel, DeviceNorm, Linear, Matrix
+from octavo.runners.cuda.int8_linear import LARGE, int8_linear
 from octavo.runners.cuda.kv_cache import make_cache
 from octavo.runners.cuda.laws import SlotLaws
 from octavo.runners.cuda.layout import Encoding
+from octavo.runners.cuda.limits import INT8_BLOCK
 from octavo.runners.cuda.low_rank import Adapters
 from octavo.runners.cuda.pick import best_of_rows
+from octavo.runners.cuda.prompt_rows import PromptRows
+from octavo.runners.cuda.rounded import Rounded
 from octavo.runners.cuda.sampling import SampleStep
 
 HIDDEN, HEADS, KV_HEADS, DIM, FED, VOCABULARY = 256, 4, 2, 256, 512, 8192 + 5
@@ -124,10 +128,27 @@ def launch_all(encoding: Encoding, capability: int, *, chain: bool) -> None:
     linear = model.layers[0].o
     for x in (torch.zeros((1, linear.columns)).half(), step._input_of(linear)):
         adapters.add_rows(linear, x, torch.zeros((1, linear.rows)), slots)
+    rows = PromptRows(
+        model,
+        caches,
+        (3,),
+        64,
+        pages=256,
+        context_tokens=8192,
+        compute_dtype=torch.bfloat16,
+        card=card,
+    )
+    rows.step.forward()
     for kept in (caches, in_int8):
         chunks = ChunkModel(model, kept, torch.bfloat16)
         for tokens in (80, 8):
             chunks.forward(torch.zeros(tokens, dtype=torch.int32), 0, (slots,))
+    if encoding.is_int8:
+        chunks = ChunkModel(model, caches, torch.bfloat16, activations="int8", descriptors=card.pdl)
+        chunks.forward(torch.zeros(80, dtype=torch.int32), 0, (slots,))
+        x, codes = Rounded.empty(80, 512, INT8_BLOCK, CPU), torch.zeros((256, 512), dtype=torch.int8)
+        scales, out = torch.zeros(256), torch.zeros((80, 256), dtype=torch.bfloat16)
+        int8_linear(codes, scales, None, x, out, LARGE, descriptors=card.pdl)
     best_of_rows(step.logits, step.logits, slots)
 
 

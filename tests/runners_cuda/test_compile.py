@@ -34,6 +34,10 @@ KERNELS = {
     "dequantize_kernel",
     "rotate_kernel",
     "prefill_attention_kernel",
+    "append_rows_kernel",
+    "int8_linear_kernel",
+    "one_scale_kernel",
+    "round_kernel",
     "shrink_kernel",
     "expand_kernel",
 }

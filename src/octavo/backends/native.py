@@ -85,6 +85,7 @@ class NativeBackend:
             "kernels": dict(self._runner_info.kernels),
             "batch_invariant": self._runner_info.batch_invariant,
             "chunk_invariant": self._runner_info.chunk_invariant,
+            "takes_drafts": self._runner_info.takes_drafts,
             "memory": memory,
             "card": None if card is None else card.to_json(),
             "compiled": asdict(compiled),

@@ -76,7 +76,7 @@ class Engine:
         )
         self._context_tokens = self._scheduler.paging.longest_tokens(config.context_tokens)
         self._compiler = None if compile_grammar is None else GrammarCompiler(compile_grammar, self._wake)
-        self._make_drafter = make_drafter if runner.info.chunk_invariant else None
+        self._make_drafter = make_drafter if runner.info.may_speculate else None
         self._loop = StepLoop(runner, self._scheduler, compiler=self._compiler, clock=clock)
         self._released = False
 

@@ -14,9 +14,12 @@ def runner_kinds(
 ) -> tuple[RunnerKind, ...]:
     """The runners that may be taken, fastest first; each says itself what it declines.
 
-    The reference takes everything. An `isa`, or int8 activations, ask for the CPU runner with them, and no other.
+    The reference takes everything. An `isa` asks for the CPU runner with it, and no other; int8 activations for a
+    runner that has them.
     """
-    if isa != "auto" or activations != "int16":
-        return (CpuRunnerKind(None if isa == "auto" else isa, activations),)
-    kinds: tuple[RunnerKind, ...] = (CudaRunnerKind(), CpuRunnerKind(), ReferenceKind())
+    if isa != "auto":
+        return (CpuRunnerKind(isa, activations),)
+    kinds: tuple[RunnerKind, ...] = (CudaRunnerKind(activations), CpuRunnerKind(None, activations))
+    if activations == "int16":
+        kinds += (ReferenceKind(),)
     return kinds if runner == "auto" else tuple(kind for kind in kinds if kind.name == runner)

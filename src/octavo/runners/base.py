@@ -144,6 +144,13 @@ class RunnerInfo:
     """Tokens and logprobs of a sequence are bit-equal alone and in any batch."""
     chunk_invariant: bool
     """... and however its prompt is cut into chunks, or found in the prefix cache."""
+    takes_drafts: bool = True
+    """Whether chunks may have drafts, where results are chunk_invariant."""
+
+    @property
+    def may_speculate(self) -> bool:
+        """Whether guesses can be verified without changing what is generated."""
+        return self.chunk_invariant and self.takes_drafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +235,8 @@ class RunnerConfig:
     threads: int | None = None
     draft_rows: int = 0
     """Most guesses verified in a step, where the runner's results allow guessing."""
+    deterministic: bool = False
+    """Results must be batch_invariant and chunk_invariant; a runner that cannot declines."""
 
 
 class RunnerKind(Protocol):

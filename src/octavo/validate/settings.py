@@ -44,10 +44,10 @@ def validate_settings(settings: object) -> Settings:
             parameter="isa",
         )
     one_of("activations", settings.activations, get_args(ActivationsName))
-    if settings.activations != "int16" and settings.runner not in ("auto", "cpu"):
+    if settings.activations != "int16" and settings.runner == "reference":
         raise InvalidParameterError(
-            f"activations {settings.activations} and runner {settings.runner} contradict each other: only the "
-            "CPU runner rounds them",
+            f"activations {settings.activations} and runner {settings.runner} contradict each other: the "
+            "reference rounds none",
             remedy="Leave one of them out.",
             parameter="activations",
         )
@@ -68,6 +68,7 @@ def validate_settings(settings: object) -> Settings:
         context=_up_to(MAX_CONTEXT_TOKENS, "context", settings.context),
         max_sequences=_up_to(MAX_SEQUENCES, "max_sequences", settings.max_sequences),
         threads=_up_to(MAX_THREADS, "threads", settings.threads),
+        deterministic=flag("deterministic", settings.deterministic),
         offline=flag("offline", settings.offline),
         cache_dir=None if cache_dir is None else Path(cache_dir),
         cache=flag("cache", settings.cache),

@@ -3,7 +3,8 @@
 A CTA is (kv head, split, sequence), a fixed number of them, so that a captured graph serves every length. It adds
 the partial sums of its heads, turns them (`heads`), and walks its share of the old tokens the window shows, whose
 keys and values are on their way several tiles ahead; the split that ends at the new token starts from it instead
-of a tile, and appends it.
+of a tile, and appends it. Where new keys and values are in the pages already (`append_rows`), they are a tile's as
+the old ones.
 
 Contract: qkv fp32 [P, B, (H + 2 KH) D], pages (`kv_cache`) -> parts fp32 [B, S, H, D] and their base-2
 log-sum-exp [B, S, H]; `join_splits` -> planes (`fixed_point`) or values [B, C], zeros past H D.
@@ -51,9 +52,9 @@ def batch_attention_kernel(
     qk_eps, scale, softcap,
     H: tl.constexpr, KH: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr, HALF: tl.constexpr,
     NORM: tl.constexpr, Q_P2: tl.constexpr, K_P2: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    CT: tl.constexpr, S: tl.constexpr, P: tl.constexpr, PDL: tl.constexpr,
+    CT: tl.constexpr, S: tl.constexpr, P: tl.constexpr, APPENDED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid: B KH S."""
+    """Grid: B KH S. APPENDED: the new token's key and value are in the pages."""
     release_dependents(PDL)
     G: tl.constexpr = H // KH
     cta = tl.program_id(0)
@@ -66,6 +67,7 @@ def batch_attention_kernel(
     table = tables + slot * table_stride
     low, tile, tiles = visible(position, CT, WINDOW)
     share = (tiles + S - 1) // S
+    end = position + 1 if APPENDED else position
     first = tile + split * share
     last = tl.minimum(first + share, tile + tiles)
     if first < last:
@@ -85,7 +87,7 @@ def batch_attention_kernel(
         most = tl.full((GP,), _HIDDEN, tl.float32)
         total = tl.zeros((GP,), tl.float32)
         mixed = tl.zeros((GP, DP), tl.float32)
-        if last == tile + tiles:
+        if (not APPENDED) and last == tile + tiles:
             new_k = load_heads(
                 row + H * D, kv_head * D + one, k_gain, kv_head * D + one if NORM == "full" else one, dim,
                 (one >= 0) & real, cosine, sine, qk_eps, qkv_stride, D, HALF, NORM, KH * D, K_P2, P,
@@ -102,9 +104,9 @@ def batch_attention_kernel(
             mixed += new_v.to(tl.float32) * v_scale[:, None]
         for at in tl.range(first, last):
             token = at * CT + tl.arange(0, CT)
-            old = (token >= low) & (token < position)
+            old = (token >= low) & (token < end)
             if CT <= 32:  # of one page, which the loop knows before its tokens
-                page = tl.load(table + at * CT // 32, mask=at * CT < position, other=0).to(tl.int64)
+                page = tl.load(table + at * CT // 32, mask=at * CT < end, other=0).to(tl.int64)
             else:
                 page = tl.load(table + token // 32, mask=old, other=0).to(tl.int64)
             k, k_scale = load_tokens(keys, page, token, old, kv_head, dim, KH, D)
@@ -207,6 +209,7 @@ def batch_attention(
     out: Planes | torch.Tensor,
     tile: WalkTile,
     *,
+    appended: bool = False,
     pdl: bool,
 ) -> None:
     """Launch both kernels: qkv fp32 [P, B, (H + 2 KH) D], contiguous, -> out; parts and sums hold [B, S, H, D] fp32."""
@@ -246,6 +249,7 @@ def batch_attention(
         CT=tile.tokens,
         S=tile.splits,
         P=partial,
+        APPENDED=appended,
         PDL=pdl,
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from octavo.models.spec import DenseMLP
+from octavo.runners.cuda.append_rows import append_rows
 from octavo.runners.cuda.batch_attention import WalkTile, batch_attention, walk_tile_for
 from octavo.runners.cuda.decode import Card, DecodeStep, finish_logits
 from octavo.runners.cuda.decode_attention import Sequences
@@ -54,9 +55,12 @@ class BatchStep:
         compute_dtype: torch.dtype,
         card: Card,
         adapters: Adapters | None = None,
+        appends_first: bool = False,
     ) -> None:
-        """`adapters`: rows may have one."""
+        """`adapters`: rows may have one. `appends_first`: keys and values of all rows before any attends, which may be
+        of one sequence then."""
         self._model = model
+        self._appends_first = appends_first
         self._adapters = adapters
         self._caches = caches
         self._sequences = sequences
@@ -113,8 +117,8 @@ class BatchStep:
         self._sequences.slots.copy_(rows.pin_memory() if self.sampled.is_cuda else rows, non_blocking=True)
         self._slots = slots
 
-    def forward(self) -> None:
-        """Launch the model: logits from each slot's last token; appends its keys and values."""
+    def forward(self, *, head: bool = True) -> None:
+        """Launch the model: logits from each slot's last token, unless not `head`; appends its keys and values."""
         model, spec, pdl = self._model, self._model.spec, self._card.pdl
         embed(model.embedding, self._last_tokens, self._sequences.slots, self._h, spec.embedding_multiplier)
         y, post, multiplier = None, None, 1.0
@@ -126,6 +130,8 @@ class BatchStep:
             x = self._input_of(layer.gate_up)
             join_residual(self._h, y, x, post=layer.post_mixer, pre=layer.pre_ffn, multiplier=scale, pdl=pdl)
             y, post, multiplier = self._feed(layer), layer.post_ffn, scale
+        if not head:
+            return
         x = self._input_of(model.head)
         join_residual(self._h, y, x, post=post, pre=model.final_norm, multiplier=multiplier, pdl=pdl)
         self._project(x)
@@ -147,6 +153,8 @@ class BatchStep:
 
     def _attend(self, index: int, layer: DeviceLayer) -> torch.Tensor:
         qkv = self._linear(layer.qkv, self._qkv)
+        if self._appends_first:
+            append_rows(layer, self._caches[index], qkv, self._sequences, pdl=self._card.pdl)
         batch_attention(
             layer,
             self._caches[index],
@@ -156,6 +164,7 @@ class BatchStep:
             self._sums,
             self._input_of(layer.o),
             self._walks[index],
+            appended=self._appends_first,
             pdl=self._card.pdl,
         )
         return self._linear(layer.o, self._y)

@@ -17,6 +17,7 @@ from octavo.runners.base import Runner, RunnerConfig
 from octavo.runners.cuda import limits
 from octavo.runners.cuda.layout import CUDA_B64, encoding_of
 from octavo.runners.cuda.preload import begin_preloading
+from octavo.settings import ActivationsName
 
 if TYPE_CHECKING:
     from octavo.weights import WeightStore
@@ -28,12 +29,14 @@ _MOST_HIDDEN = 32768
 
 
 class CudaRunnerKind:
-    """Triton kernels, one CUDA graph a decode step."""
+    """Triton kernels, one CUDA graph a decode step. `activations` int8 trades exactness for prefill speed where weights
+    are int8: docs/performance.md."""
 
     name = "cuda"
     layout: Layout = CUDA_B64
 
-    def __init__(self) -> None:
+    def __init__(self, activations: ActivationsName = "int16") -> None:
+        self._activations: ActivationsName = activations
         self._preloading: threading.Thread | None = None
 
     def declines(self, spec: ModelSpec, formats: Sequence[Format], config: RunnerConfig) -> str | None:
@@ -50,6 +53,12 @@ class CudaRunnerKind:
         for chosen in formats:
             if encoding_of(chosen) is None:
                 return f"it has no kernels for the format {chosen.name}"
+        if self._activations == "int8" and not any(_takes_int8(chosen) for chosen in formats):
+            return f"its int8 activations are for int8 weights, not for {', '.join(f.name for f in formats)}"
+        if config.deterministic and self._activations == "int8":
+            return "int8 activations are for prompts alone, deterministic is one arithmetic for all"
+        if config.deterministic and config.kv_dtype not in ("bfloat16", "float16"):
+            return "deterministic, it keeps keys and values in 16 bits"
         if spec.hidden_size > _MOST_HIDDEN:
             return f"vectors of {spec.hidden_size}: its norms take up to {_MOST_HIDDEN}"
         return next(filter(None, map(_declines_layer, spec.layers)), None) or _declines_card(config.device)
@@ -76,9 +85,14 @@ class CudaRunnerKind:
             self._preloading.join()
         from octavo.runners.cuda.runner import CudaRunner
 
-        runner = CudaRunner(spec, weights, config)
+        runner = CudaRunner(spec, weights, config, activations=self._activations)
         weights.close()  # all of it is copied
         return runner
+
+
+def _takes_int8(format: Format) -> bool:
+    encoding = encoding_of(format)
+    return encoding is not None and encoding.is_int8
 
 
 def _declines_layer(layer: object) -> str | None:

@@ -76,6 +76,11 @@ class Encoding:
         """Whether activations are multiplied as floats, not in fixed point: weights that are no integers."""
         return self.codec in ("f16", "bf16", "f32", "e4m3")
 
+    @property
+    def is_int8(self) -> bool:
+        """Whether integer products take it: signed bytes, with a scale a row or for whole blocks of 32 columns."""
+        return self.codec == "i8" and self.scales in ("f16", "f32") and self.group_size % 32 == 0
+
     def groups(self, columns: int) -> int:
         """Scales, or pairs of scale and minimum, of a row."""
         return -(-padded(columns) // self.group_size) if self.group_size else 1

@@ -12,11 +12,17 @@ DEQUANTIZED_BYTES = 128 << 20
 FEW_ROWS = 64
 """Rows up to which `rows_linear` reads the packed weights; above, dequantizing them once is less work."""
 
+INT8_BLOCK = 128
+"""Columns of a prompt's activations that share a scale where they are rounded to int8."""
+
 TARGET_ROWS = 64
 """Rows of logits at once where every prompt row's are wanted."""
 
 LARGEST_BATCH = 128
 """Decoding sequences in one graph."""
+
+DETERMINISTIC_ROWS = 64
+"""Least rows of a step under `--deterministic`: tokens of a prompt at once."""
 
 PARTIAL_SUMS = 8
 """Most shares that the columns of a decode batch's product are split into."""
@@ -39,6 +45,11 @@ def batch_buckets(max_slots: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def deterministic_rows(max_slots: int) -> int:
+    """Rows of every step where one arithmetic serves prompts, one sequence and many."""
+    return max(DETERMINISTIC_ROWS, batch_buckets(max_slots)[-1])
+
+
 def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
     """Most bytes beside weights and KV: a prefill chunk's tensors, and the buffers of all batch sizes."""
     tokens = min(config.prefill_chunk_tokens, config.context_tokens)
@@ -49,12 +60,14 @@ def activation_bytes(spec: ModelSpec, config: RunnerConfig) -> int:
         projected = (mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim
         gated = not isinstance(ffn, DenseMLP) or ffn.gated  # others are declined, but asked for their size
         fed = ffn.hidden_size * (2 if gated else 1)
-        widest = max(widest, 2 * projected + 4 * mixed, 2 * fed + 2 * ffn.hidden_size)
+        widest = max(widest, 2 * projected + 5 * mixed, 2 * fed + 2 * ffn.hidden_size)
         products = (spec.hidden_size, projected, fed)
         summed = max(summed, sum(max(n, min(PARTIAL_SUMS * n, _SPLIT_ROWS)) for n in products))
     chunk = tokens * (widest + 8 * spec.hidden_size)  # h in fp32, x and y in 16 bits
     logits = 2 * 4 * TARGET_ROWS * spec.vocab_size  # rows are written while the ones before are still read
     rows = sum(batch_buckets(config.max_slots))
+    if config.deterministic:
+        rows = 2 * deterministic_rows(config.max_slots)  # of prompts, and of decoding sequences
     slots = config.max_slots * 4 * spec.vocab_size
     splits = 64 * max(layer.mixer.heads * (layer.mixer.head_dim + 1) for layer in spec.layers)
     decode = rows * 4 * (spec.vocab_size + splits + widest + summed)

@@ -1,9 +1,10 @@
 """Where blocks meet the residual stream: h += multiplier * post_norm(y), then x = pre_norm(h) for the next linear.
 
 One CTA a token, so the sum is in place. Contract: h fp32 [T, K]; y [T, K], or the S partial sums of a split product
-[S, T, K], added in order; x in one of three forms: `planes` (`fixed_point`), `values` ([T, C] in the type of `x`),
-or `none`. Columns past K are written as zeros. Norms: `none`, `rms`, `layernorm`, with gain (offset included) and
-bias fp32 [K]. Shape letters: T tokens, K columns, C padded columns, S splits, XB columns of a block of planes.
+[S, T, K], added in order; x in one of four forms: `planes` (`fixed_point`), `int8` (`rounded`), `values` ([T, C] in
+the type of `x`), or `none`. Columns past K are written as zeros. Norms: `none`, `rms`, `layernorm`, with gain (offset
+included) and bias fp32 [K]. Shape letters: T tokens, K columns, C padded columns, S splits, XB columns of a block of
+planes or int8.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from octavo.runners.cuda.fixed_point import Planes, store_planes
 from octavo.runners.cuda.heads import load_sum
 from octavo.runners.cuda.layout import padded
 from octavo.runners.cuda.ptx import release_dependents, wait_for_inputs
+from octavo.runners.cuda.rounded import Rounded, store_rounded
 
 
 @triton.jit
@@ -60,6 +62,8 @@ def norm_kernel(
             store_planes(
                 x + token * (2 * C), x_scales + token * ((C + XB - 1) // XB), block, column, value, C, XB
             )
+        elif OUT == "int8":
+            store_rounded(x + token * C, x_scales + token, column, value, tl.num_programs(0), C, XB)
         else:
             tl.store(x + token * C + column, value.to(x.dtype.element_ty), mask=column < C)
 
@@ -67,7 +71,7 @@ def norm_kernel(
 def join_residual(
     h: torch.Tensor,
     y: torch.Tensor | None,
-    out: Planes | torch.Tensor | None,
+    out: Planes | Rounded | torch.Tensor | None,
     *,
     post: DeviceNorm | None,
     pre: DeviceNorm | None,
@@ -77,9 +81,14 @@ def join_residual(
     """Launch it: h [T, K] += multiplier * post(y), out [T, C] = pre(h); y [T, K], or fp32 [S, T, K]."""
     tokens, width = h.shape
     columns = padded(width)
-    planes = out if isinstance(out, Planes) else None
-    x = out.pairs if isinstance(out, Planes) else h if out is None else out
-    width_of_block = 32 if planes is None else planes.block_width
+    form, x, x_scales, width_of_block = "values", h, h, 32
+    if isinstance(out, Planes):
+        form, x, x_scales, width_of_block = "planes", out.pairs, out.scales, out.block_width
+    elif isinstance(out, Rounded):
+        form, x, x_scales = "int8", out.values, out.scales
+        width_of_block = int(triton.next_power_of_2(out.block_columns))
+    elif out is not None:
+        x = out
     blocks = triton.next_power_of_2(triton.cdiv(columns, width_of_block))
     splits = 0 if y is None else y.shape[0] if y.ndim == 3 else 1
     norm_kernel[(tokens,)](
@@ -90,7 +99,7 @@ def join_residual(
         h if pre is None else pre.gain,
         h if pre is None or pre.bias is None else pre.bias,
         x,
-        h if planes is None else planes.scales,
+        x_scales,
         multiplier,
         0.0 if post is None else post.eps,
         0.0 if pre is None else pre.eps,
@@ -102,7 +111,7 @@ def join_residual(
         POST_BIAS=post is not None and post.bias is not None,
         PRE="none" if pre is None else pre.kind,
         PRE_BIAS=pre is not None and pre.bias is not None,
-        OUT="none" if out is None else "planes" if planes is not None else "values",
+        OUT="none" if out is None else form,
         XB=width_of_block,
         PDL=pdl,
         num_warps=max(1, min(16, blocks * width_of_block // 128)),

@@ -2,8 +2,9 @@
 
 Everything is queued on one stream; a handle waits for an event behind its own work. Decode chunks of a batch go
 through one graph together, prefill chunks one after the other, and all rows that sample through one graph again:
-`pick` where all are decode rows and plainly greedy, else the whole law. Shape letters: B sequences, T tokens,
-V vocabulary.
+`pick` where all are decode rows and plainly greedy, else the whole law. Deterministic, every step has the same number
+of rows and the same kernels, and a prompt's tokens are rows as well (`prompt_rows`). Shape letters: B sequences,
+T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from octavo.errors import ClosedError
+from octavo.errors import ClosedError, IncompatibleModelError
 from octavo.models.spec import KV_PAGE_TOKENS, ModelSpec
 from octavo.runners.adapters import check_adapter, linears_of
 from octavo.runners.base import (
@@ -41,12 +42,14 @@ from octavo.runners.cuda.device_model import DeviceModel, load_model
 from octavo.runners.cuda.graphs import Graphs
 from octavo.runners.cuda.kv_cache import LayerCache, make_cache
 from octavo.runners.cuda.laws import SlotLaws, is_plain_greedy
-from octavo.runners.cuda.limits import TARGET_ROWS, batch_buckets
+from octavo.runners.cuda.limits import INT8_BLOCK, TARGET_ROWS, batch_buckets, deterministic_rows
 from octavo.runners.cuda.logprobs import MOST_TOP, LogprobBuffers, logprobs, read_logprobs
 from octavo.runners.cuda.low_rank import Adapters
 from octavo.runners.cuda.pending import Pending
 from octavo.runners.cuda.pick import TOLD_STEPS
+from octavo.runners.cuda.prompt_rows import PromptRows
 from octavo.runners.cuda.sampling import Row, SampleStep
+from octavo.settings import ActivationsName
 from octavo.types import Sampling, TokenLogprob
 
 if TYPE_CHECKING:
@@ -91,9 +94,17 @@ class _StepKey:
 
 
 class CudaRunner:
-    def __init__(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: WeightStore,
+        config: RunnerConfig,
+        *,
+        activations: ActivationsName = "int16",
+    ) -> None:
         """Raises NotEnoughMemoryError where the device has no room for weights, KV pages and buffers."""
         self._spec = spec
+        self._activations: ActivationsName = activations
         self._config = config
         self._device = torch.device(config.device)
         self._on_card = self._device.type == "cuda"
@@ -136,12 +147,26 @@ class CudaRunner:
         )
         self._logits = torch.empty((config.max_slots, spec.vocab_size), device=device)
         self._laws = SlotLaws.empty(config.max_slots, spec.vocab_size, device)
-        self._chunks: ChunkModel | None = ChunkModel(
-            self._model, self._caches, getattr(torch, config.compute_dtype)
-        )
+        self._chunks: ChunkModel | PromptRows | None = self._make_chunks(self._model)
         self._graphs = Graphs(capturing=self._on_card)
         self._decode_steps: dict[_StepKey, Step] = {}
         self._sample_steps: dict[int, SampleStep] = {}
+
+    def _make_chunks(self, model: DeviceModel) -> ChunkModel | PromptRows:
+        config, dtype = self._config, getattr(torch, self._config.compute_dtype)
+        if config.deterministic:
+            return PromptRows(
+                model,
+                self._caches,
+                config.kv_pages,
+                deterministic_rows(config.max_slots),
+                pages=self._tables[0].shape[1],
+                context_tokens=config.context_tokens,
+                compute_dtype=dtype,
+                card=self._card,
+            )
+        descriptors = self._card.pdl
+        return ChunkModel(model, self._caches, dtype, activations=self._activations, descriptors=descriptors)
 
     def _step_key(self, slots: Sequence[int]) -> _StepKey:
         adapted = any(self._slots[slot].adapter is not None for slot in slots)
@@ -166,7 +191,7 @@ class CudaRunner:
         return self._sample_steps[count]
 
     def _make_decode_step(self, key: _StepKey) -> Step:
-        """One row without an adapter has kernels of its own."""
+        """One row without an adapter has kernels of its own, unless all have to have the same ones."""
         slots = torch.full((key.rows,), self._spare_slot, dtype=torch.int32, device=self._device)
         assert self._model is not None
         given = (
@@ -181,6 +206,7 @@ class CudaRunner:
             compute_dtype=getattr(torch, self._config.compute_dtype),
             card=self._card,
             adapters=self._adapters if key.adapted else None,
+            appends_first=self._config.deterministic,
         )
 
     @property
@@ -193,16 +219,25 @@ class CudaRunner:
             kv_dtype=self._config.kv_dtype,
             max_slots=self._config.max_slots,
             kv_pages=self._config.kv_pages,
-            kernels={
-                "decode, one sequence": "dp4a on 16-bit fixed-point activations",
-                "decode, batches": "int8 tensor cores on 16-bit fixed-point activations; "
-                f"{self._config.compute_dtype} where weights are not int8",
-                "prefill": f"dequantized blocks, {self._config.compute_dtype} products of the library",
-                "sampling": "all rows in one graph, cuts by narrowing a bracket",
-            },
-            batch_invariant=False,
-            chunk_invariant=False,
+            kernels=self._kernels() | {"sampling": "all rows in one graph, cuts by narrowing a bracket"},
+            batch_invariant=self._config.deterministic,
+            chunk_invariant=self._config.deterministic,
+            takes_drafts=False,
         )
+
+    def _kernels(self) -> dict[str, str]:
+        dtype = self._config.compute_dtype
+        batches = f"int8 tensor cores on 16-bit fixed-point activations; {dtype} where weights are not int8"
+        if self._config.deterministic:
+            rows = deterministic_rows(self._config.max_slots)
+            return {"decode and prefill": f"steps of {rows} rows: {batches}"}
+        prefill = f"dequantized blocks, {dtype} products of the library"
+        if self._activations == "int8":
+            prefill = (
+                f"int8 activations in blocks of {INT8_BLOCK} columns; {prefill} where weights are not int8"
+            )
+        one = "dp4a on 16-bit fixed-point activations"
+        return {"decode, one sequence": one, "decode, batches": batches, "prefill": prefill}
 
     def open_slot(self, slot: int, state: SlotState) -> None:
         assert 0 <= slot < self._config.max_slots, f"slot {slot} is out of range"
@@ -251,6 +286,12 @@ class CudaRunner:
             raise no_room_to_run(self._spec, self._config, self._free_bytes()) from error
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
+        if self._config.deterministic:
+            raise IncompatibleModelError(
+                f"adapter {name!r} cannot be loaded: with --deterministic, rows with and without an adapter would "
+                "have other arithmetic",
+                remedy="Load the model without --deterministic, or with --runner cpu.",
+            )
         check_adapter(name, adapter, self._linears)
         assert self._model is not None
         with self._on_device():
@@ -299,7 +340,7 @@ class CudaRunner:
         """Kernels are launched on the thread's current device."""
         return torch.cuda.device(self._device) if self._on_card else nullcontext()
 
-    def _forward(self, model: ChunkModel, batch: Batch) -> Pending[ForwardResult]:
+    def _forward(self, model: ChunkModel | PromptRows, batch: Batch) -> Pending[ForwardResult]:
         for chunk in batch.chunks:
             assert not chunk.drafts, "drafts are not supported"
             self._update_tables(chunk)
@@ -395,43 +436,73 @@ class CudaRunner:
                 self._slots[chunk.slot].logits = step.logits[row]
         return slots
 
-    def _prefill(self, model: ChunkModel, chunk: Chunk) -> list[_TargetRows]:
+    def _prefill(self, model: ChunkModel | PromptRows, chunk: Chunk) -> list[_TargetRows]:
         """Queue a chunk; returns the logprobs of its targets, in row order, still on the device."""
-        self._graphs.count_eager()
         assert chunk.token_ids is not None
         ids = self._to_device(torch.tensor(chunk.token_ids, dtype=torch.int32))
         tables = tuple(table[chunk.slot] for table in self._tables)
-        model.addends = {} if self._adapters is None else self._adapters.of(self._slots[chunk.slot].adapter)
-        hidden = model.forward(ids, chunk.start, tables)
+        if isinstance(model, PromptRows):
+            found = self._prefill_rows(model, chunk, ids, tables)
+        else:
+            found = self._prefill_chunk(model, chunk, ids, tables)
+        last = chunk.start + chunk.tokens - 1
+        self._positions[chunk.slot] = last
+        self._slots[chunk.slot].position = last
+        return found
+
+    def _prefill_chunk(
+        self, model: ChunkModel, chunk: Chunk, ids: torch.Tensor, tables: tuple[torch.Tensor, ...]
+    ) -> list[_TargetRows]:
+        self._graphs.count_eager()
         state = self._slots[chunk.slot]
+        model.addends = {} if self._adapters is None else self._adapters.of(state.adapter)
+        hidden = model.forward(ids, chunk.start, tables)
         if chunk.sample:
             state.logits = self._logits[chunk.slot]
             model.logits(hidden[-1:], state.logits[None])
-        last = chunk.start + chunk.tokens - 1
-        self._positions[chunk.slot] = last
-        state.position = last
-        return [] if chunk.targets is None else self._target_rows(model, hidden, chunk)
-
-    def _target_rows(self, model: ChunkModel, hidden: torch.Tensor, chunk: Chunk) -> list[_TargetRows]:
-        assert chunk.targets is not None
-        assert chunk.top_logprobs <= MOST_TOP, f"more than {MOST_TOP} alternatives"
-        vocabulary = self._spec.vocab_size
+        if chunk.targets is None:
+            return []
         found = []
         for first in range(0, chunk.tokens, TARGET_ROWS):
-            targets = list(chunk.targets[first : first + TARGET_ROWS])
-            logits = hidden.new_empty((len(targets), vocabulary))
-            model.logits(hidden[first : first + TARGET_ROWS], logits)
-            buffers = LogprobBuffers.empty(len(targets), vocabulary, self._device)
-            addresses = [row.data_ptr() for row in logits]
-            logprobs(
-                self._to_device(torch.tensor(addresses, dtype=torch.int64)),
-                self._to_device(torch.tensor(targets, dtype=torch.int32)),
-                torch.full((len(targets),), chunk.top_logprobs, dtype=torch.int32, device=self._device),
-                vocabulary,
-                buffers,
-            )
-            found.append(_TargetRows(self._to_host(buffers.found), targets, chunk.top_logprobs))
+            rows = hidden[first : first + TARGET_ROWS]
+            logits = hidden.new_empty((len(rows), self._spec.vocab_size))
+            model.logits(rows, logits)
+            found.append(self._target_rows(logits, chunk, first))
         return found
+
+    def _prefill_rows(
+        self, model: PromptRows, chunk: Chunk, ids: torch.Tensor, tables: tuple[torch.Tensor, ...]
+    ) -> list[_TargetRows]:
+        found = []
+        for first in range(0, chunk.tokens, model.rows):
+            part = ids[first : first + model.rows]
+            model.set(part, chunk.start + first, tables)
+            last = first + len(part) == chunk.tokens
+            head = chunk.targets is not None or (chunk.sample and last)
+            self._graphs.run(("prompt", head), partial(model.step.forward, head=head))
+            logits = model.step.logits[: len(part)]
+            if chunk.targets is not None:
+                found.append(self._target_rows(logits, chunk, first))
+            if chunk.sample and last:
+                state = self._slots[chunk.slot]
+                state.logits = self._logits[chunk.slot].copy_(logits[-1])
+        return found
+
+    def _target_rows(self, logits: torch.Tensor, chunk: Chunk, first: int) -> _TargetRows:
+        """Of rows `first`.. of a chunk: `logits` fp32 [rows, V]."""
+        assert chunk.targets is not None
+        assert chunk.top_logprobs <= MOST_TOP, f"more than {MOST_TOP} alternatives"
+        targets = list(chunk.targets[first : first + len(logits)])
+        buffers = LogprobBuffers.empty(len(targets), self._spec.vocab_size, self._device)
+        addresses = [row.data_ptr() for row in logits]
+        logprobs(
+            self._to_device(torch.tensor(addresses, dtype=torch.int64)),
+            self._to_device(torch.tensor(targets, dtype=torch.int32)),
+            torch.full((len(targets),), chunk.top_logprobs, dtype=torch.int32, device=self._device),
+            self._spec.vocab_size,
+            buffers,
+        )
+        return _TargetRows(self._to_host(buffers.found), targets, chunk.top_logprobs)
 
     def _update_tables(self, chunk: Chunk) -> None:
         state = self._slots[chunk.slot]
@@ -445,6 +516,8 @@ class CudaRunner:
             state.table_sources[group] = table
 
     def _bucket(self, count: int) -> int:
+        if self._config.deterministic:
+            return deterministic_rows(self._config.max_slots)
         return next(size for size in batch_buckets(self._config.max_slots) if size >= count)
 
     def _to_host(self, values: torch.Tensor) -> torch.Tensor:

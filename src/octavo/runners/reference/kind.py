@@ -27,6 +27,8 @@ class ReferenceKind:
     def declines(self, spec: ModelSpec, formats: Sequence[Format], config: RunnerConfig) -> str | None:
         if config.kv_dtype == "int8":
             return f"it keeps keys and values in {config.compute_dtype}, not in int8"
+        if config.deterministic:
+            return "its last bits depend on how a prompt is cut into chunks"
         return None
 
     def weight_bytes(self, parameter: Parameter, format: Format, config: RunnerConfig) -> int:
