@@ -258,7 +258,8 @@ class _Load:
 
     def config(self, tokens: int) -> RunnerConfig:
         on_cpu = self.facts.device.device == "cpu"
-        chunk = min(PREFILL_CHUNK_TOKENS, tokens)
+        # Of all prompts of a step, not of one: sequences of a short context are to begin together.
+        chunk = min(PREFILL_CHUNK_TOKENS, math.ceil(tokens * self.contexts))
         return RunnerConfig(
             device=self.facts.device.device,
             compute_dtype=self.dtypes.compute,

@@ -9,7 +9,7 @@ import pytest
 
 from octavo.engine.hooks import Guess
 from octavo.engine.scheduler import MAX_DRAFT_ROWS
-from octavo.engine.speculation import MAX_DRAFTS, Speculation, cost
+from octavo.engine.speculation import MAX_DRAFTS, Speculation, cost, may_pay
 
 MODES = ("sync", "lazy", "random", "thread")
 
@@ -241,6 +241,25 @@ def test_where_little_may_be_lost_only_likely_guesses_are_made():
         for c in (0.6, 0.8)
     ]
     assert made == [0, 1]
+
+
+def test_a_drafter_is_not_asked_where_no_guess_could_pay(toy):
+    requests = [toy.request(prompt=20, new=20 + 40 * (i < 4), seed=i) for i in range(32)]
+    oracle = Oracle()
+    harness = prepare(toy, oracle, requests, slots=32)
+    for request in requests:
+        harness.submit(request)
+    while harness.engine.info()["generated_tokens"] < 32 * 15:
+        harness.step()
+    assert oracle.calls == 32, "once each, with its prompt"
+    harness.drain()
+    assert oracle.calls > 32
+    assert harness.engine.info()["drafts_accepted"] > 0, "with four left"
+
+
+@pytest.mark.parametrize(("sequences", "may"), [(1, True), (8, True), (32, False)])
+def test_where_guesses_may_pay(sequences, may):
+    assert may_pay(sequences) == may
 
 
 def test_a_row_costs_more_beside_others():

@@ -424,6 +424,13 @@ def test_a_context_asked_for_is_kept_to_the_token() -> None:
     assert found.config.kv_pages == (4,)
 
 
+def test_short_prompts_of_many_sequences_begin_in_one_step() -> None:
+    found = plan(SMOLLM2, settings=Settings(context=48, max_sequences=8))
+    assert found.config.prefill_chunk_tokens == 8 * 48
+    assert found.config.kv_pages == (16,)
+    assert plan(SMOLLM2, settings=Settings(context=48, max_sequences=32)).config.prefill_chunk_tokens == 512
+
+
 def test_a_context_that_fits_is_taken_even_where_its_last_page_would_not_fill() -> None:
     wanted = Settings(context=100)
     available = int((plan(KV_HEAVY, settings=wanted).pools[0].needed_bytes + 1) / (1 - RESERVE_SHARE))

@@ -86,10 +86,11 @@ def test_prompt_logprobs_are_the_rows(tiny_models: ModuleType, device: torch.dev
     runner = CudaRunner(spec, tiny_models.make_tiny(spec).open(CUDA_B64), config)
     drive = tiny_models.Driver(spec, runner)
     drive.open(0, [4, 6, 9])
-    chunk = drive.chunk(0, 0, [4, 6, 9], targets=(6, 9, -1), top_logprobs=2)
+    chunk = drive.chunk(0, 0, [4, 6, 9], sample=False, targets=(6, 9, -1), top_logprobs=2)
     (found,) = runner.forward(Batch((chunk,))).result().prompt_logprobs
     assert found is not None
     assert [entry.token_id for entry in found] == [6, 9]
     assert all(len(entry.top) == 2 for entry in found)
     assert all(entry.top[0][1] >= entry.top[1][1] for entry in found)
+    assert runner.sample(Batch((chunk,))).result().tokens == (), "no chunk of the batch samples"
     runner.close()

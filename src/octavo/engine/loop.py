@@ -17,6 +17,7 @@ from octavo.engine.compiler import GrammarCompiler
 from octavo.engine.hooks import error_of_hook
 from octavo.engine.scheduler import Entry, Scheduler
 from octavo.engine.sequence import Sequence
+from octavo.engine.speculation import may_pay
 from octavo.engine.step import Results, Step, queue_forward
 from octavo.errors import InvalidParameterError, NotEnoughMemoryError, NumericalError
 from octavo.runners.base import Chunk, Runner, Sampled
@@ -115,7 +116,8 @@ class StepLoop:
         scheduler = self._scheduler
         if scheduler.waiting:
             self._admit()
-        entries = scheduler.plan(may_preempt=self._in_flight is None, guess=self._guess)
+        guess = self._guess if may_pay(scheduler.active) else None
+        entries = scheduler.plan(may_preempt=self._in_flight is None, guess=guess)
         for slot in scheduler.take_preempted_slots():
             if self._close_slot(slot) is not None:
                 self.faults += 1

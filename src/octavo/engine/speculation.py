@@ -42,6 +42,11 @@ def cost(guesses: int, sequences: int) -> float:
     return guesses * sequences * _ROW_COST / (1 + (sequences - 1) * _ROW_COST)
 
 
+def may_pay(sequences: int) -> bool:
+    """Whether guesses that are all right are worth their rows, where so many sequences decode."""
+    return _LEAST_GAIN * (1 + cost(MAX_DRAFTS, sequences)) < 1 + MAX_DRAFTS
+
+
 class Speculation:
     __slots__ = ("_credit", "_drafter", "_tokens")
 

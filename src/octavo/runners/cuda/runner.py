@@ -73,7 +73,8 @@ class _TargetRows:
 class _Slot:
     sampling: Sampling
     position: int = -1
-    """Of the last row fed, as the device has it; -1: unknown."""
+    """What the device holds: where the next row goes once a token was sampled, else where the last one fed went.
+    -1: unknown."""
     table_sources: list[tuple[int, ...]] = field(default_factory=list)
     """The page tables the device holds."""
     logits: torch.Tensor | None = None
@@ -366,6 +367,8 @@ class CudaRunner:
         self, batch: Batch, masks: Mapping[int, np.ndarray], logits: Mapping[int, np.ndarray]
     ) -> Pending[SampleResult]:
         chunks = [chunk for chunk in batch.chunks if chunk.sample]
+        if not chunks:
+            return Pending(self._mark(), lambda: SampleResult(()))
         slots = [chunk.slot for chunk in chunks]
         count = self._bucket(len(chunks))
         tops = [self._slots[slot].sampling.logprobs for slot in slots]
