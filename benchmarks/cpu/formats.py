@@ -24,6 +24,7 @@ from octavo.quant.codebook import Codebook
 from octavo.quant.format import Bundle, Format
 from octavo.quant.plain import Plain
 from octavo.runners.bundles import VECTORS, padded_vector, part_name
+from octavo.runners.cpu.huge_pages import copied, is_offered
 from octavo.runners.cpu.kind import CpuRunnerKind
 from octavo.runners.cpu.layout import CpuLayout, alternate, encoding_of
 from octavo.runners.cpu.library import read_bandwidth
@@ -68,11 +69,17 @@ def loaded(spec: ModelSpec, parameters: Sequence[Parameter], chosen: Format) -> 
     kind = CpuRunnerKind()
     layout = kind.layout
     assert isinstance(layout, CpuLayout)
-    bundles = [filled(bundle, chosen, layout.lanes) for bundle in layout.bundles(parameters)]
-    weights = WeightStore(
-        layout=layout, bundles=bundles, digest="", mapped=None, from_cache=False, notices=()
-    )
+    bundles: Sequence[StoredBundle] = [
+        filled(bundle, chosen, layout.lanes) for bundle in layout.bundles(parameters)
+    ]
+    weights = _store(layout, bundles)
+    if is_offered():  # as the runner copies what it maps
+        weights = _store(layout, list(copied(weights).values()))
     return Loaded(spec, weights, kind)
+
+
+def _store(layout: CpuLayout, bundles: Sequence[StoredBundle]) -> WeightStore:
+    return WeightStore(layout=layout, bundles=bundles, digest="", mapped=None, from_cache=False, notices=())
 
 
 def measure(model: Loaded, threads: int, rounds: int) -> list[tuple[float, float]]:

@@ -129,10 +129,18 @@ class WeightStore(Mapping[str, StoredBundle]):
 
         Arrays the caller still holds stay valid.
         """
-        bundle = self[name]
+        self.drop_pages(name)
         del self._bundles[name]
+
+    @property
+    def is_mapped(self) -> bool:
+        """Arrays are pages of a file, which the system can take back and read again."""
+        return self._mapped is not None
+
+    def drop_pages(self, name: str) -> None:
+        """Give back the mapped pages of this bundle, if it has any: touching its arrays reads the file again."""
         if self._mapped is not None:
-            self._mapped.drop_pages([_array_name(name, array) for array in bundle.arrays])
+            self._mapped.drop_pages([_array_name(name, array) for array in self[name].arrays])
 
     def close(self) -> None:
         """Give all memory back, now or with the last array somebody still holds. Idempotent."""

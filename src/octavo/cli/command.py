@@ -14,23 +14,21 @@ from typer import Context
 from typer.core import TyperCommand, TyperGroup
 
 
-class _SimpleValues:
-    """A click command whose parameters are given simple values by `_process`."""
-
-    def get_params(self, ctx: Context) -> list[Any]:
-        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
-        for parameter in parameters:
-            if not parameter.required and "process_value" not in vars(parameter):
-                parameter.process_value = functools.partial(_process, parameter, parameter.process_value)
-        return parameters
+class Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _with_simple_values(super().get_params(ctx))
 
 
-class Command(_SimpleValues, TyperCommand):
-    pass
+class Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _with_simple_values(super().get_params(ctx))
 
 
-class Group(_SimpleValues, TyperGroup):
-    pass
+def _with_simple_values(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if not parameter.required and "process_value" not in vars(parameter):
+            parameter.process_value = functools.partial(_process, parameter, parameter.process_value)
+    return parameters
 
 
 def _process(parameter: Any, otherwise: Callable[[Context, Any], Any], context: Context, value: Any) -> Any:

@@ -69,7 +69,8 @@ class CpuRunnerKind:
         return next(filter(None, map(_declines_layer, spec.layers)), None)
 
     def weight_bytes(self, parameter: Parameter, format: Format, config: RunnerConfig) -> int:
-        """Kernels read the cache's mapped pages in place; only norms and biases are copied."""
+        """Kernels read the cache's mapped pages in place, or a copy that replaces them (`huge_pages`); only norms and
+        biases are held twice."""
         return 4 * parameter.shape[0] if parameter.role == "vector" else 0
 
     def process_bytes(self, config: RunnerConfig) -> int:

@@ -30,6 +30,7 @@ from octavo.runners.base import (
 )
 from octavo.runners.cpu import library
 from octavo.runners.cpu.adapter import NativeAdapter
+from octavo.runners.cpu.huge_pages import in_huge_pages
 from octavo.runners.cpu.kernel_names import kernel_names
 from octavo.runners.cpu.library import ISA_NAMES, IsaName
 from octavo.runners.cpu.limits import activation_bytes, kv_bytes
@@ -72,9 +73,10 @@ class CpuRunner:
         self._threads = threads
         number = ISA_NAMES.index(isa)
         self._lanes = int(self._library.octavo_isa_lanes(number))
+        bundles = in_huge_pages(weights)
         self._model: NativeModel | None = build_model(
             spec,
-            weights,
+            bundles,
             config,
             isa=number,
             lanes=self._lanes,
