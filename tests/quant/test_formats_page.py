@@ -183,14 +183,3 @@ def test_stored_bits_of_the_checkpoints():
     }
     for key, form in expected.items():
         assert float(row_of(key)["stored"]) == pytest.approx(bits(form), abs=1e-3), key
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("key", "stem"), [(key, stem) for key, stems in WRITTEN.items() for stem in stems])
-def test_a_checkpoint_runs_on_the_card_where_the_page_says(key, stem, checkpoint):
-    row, made = row_of(key), checkpoint(stem)
-    expected = made.logprobs(IDS)
-    with LLM(made.folder, device="cuda", cache=False, context=64) as llm:
-        assert llm.info()["runner"] == ("cuda" if row["cuda"] == "yes" else "reference")
-        # 16-bit embeddings, keys and values; weights are the checkpoint's own.
-        torch.testing.assert_close(torch.tensor(llm.score(IDS).logprobs), expected, rtol=0, atol=0.1)
