@@ -1,7 +1,7 @@
 """What quantizing costs: KL divergence and top-1 agreement to full precision on a text every CPython ships.
 
     python benchmarks/quality.py [MODEL] [--tokens 4096] [--rescale SEED [--inside]] [--formats int8,int4]
-                                 [--ggml LIB] [--kv-dtypes bfloat16,int8] [--json]
+                                 [--ggml LIB] [--against q4_k] [--kv-dtypes bfloat16,int8] [--json]
 
 Full precision is the checkpoint's own numbers in fp32; for a GGUF that is the dequantized file. Every format
 runs in the reference runner's model in fp32, so what is measured is the weights alone. --rescale multiplies each
@@ -9,8 +9,10 @@ norm before attention and MLP by factors between 0.7 and 1.4, and divides the co
 function, on no grid that an earlier quantization left. --inside does the same to rows of v and up and the columns
 of o and down that these feed: without it the weights of o and down stay on an earlier grid. --ggml names llama.cpp's
 libggml-base, whose own quantizer then makes q4_k, q4_1 and q4_0 of the layers' matrices, flattened where rows are no
-multiple of its blocks; embedding and head are int8 beside them, as beside int4 and nf4. --kv-dtypes measures keys and
-values kept in these types instead, with weights in full.
+multiple of its blocks; embedding and head are int8 beside them, as beside int4 and nf4. --against names one of the
+formats, and adds by how much each other's KL is larger, taken token by token: what is easy to predict is so for both,
+so this difference is known far better than either KL. --kv-dtypes measures keys and values kept in these types
+instead, with weights in full.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import json
 import pydoc_data.topics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -267,6 +270,7 @@ def main() -> None:
         "--ggml", metavar="LIB", help="libggml-base of a build of llama.cpp: adds its formats"
     )
     parser.add_argument("--kv-dtypes", help="separated by commas: measure these, and no formats")
+    parser.add_argument("--against", metavar="FORMAT", help="compare the others with this one token by token")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.kv_dtypes:
@@ -284,11 +288,13 @@ def main() -> None:
         formats = tuple(arguments.formats.split(","))
     if arguments.inside and arguments.rescale is None:
         parser.error("--inside needs --rescale")
+    if arguments.against not in (None, *formats):
+        parser.error(f"--against {arguments.against} is not one of the formats")
     found = measure(
         arguments.model, arguments.tokens, formats, arguments.rescale, arguments.inside, arguments.ggml
     )
     if arguments.json:
-        print(json.dumps({name: asdict(measured) for name, measured in found.items()}))
+        print(json.dumps({name: _facts(found, name, arguments.against) for name in found}))
         return
     print(f"{'format':10} {'packed MB':>10} {'bits':>6} {'KL nats/token':>14} {'+- s.e.':>9} {'top-1':>7}")
     for name, measured in found.items():
@@ -297,6 +303,19 @@ def main() -> None:
             f"{name:10} {measured.packed_bytes / 1e6:10.1f} {measured.bits_a_weight:6.3f} {d.kl_nats:14.2e} "
             f"{d.standard_error:9.1e} {d.top1_agreement:7.3f}"
         )
+    if arguments.against is not None:
+        other = found.pop(arguments.against).divergence
+        for name, measured in found.items():
+            beyond = measured.divergence.kl_beyond(other)
+            print(f"{name} - {arguments.against}: {beyond.mean:+.2e} +- {beyond.standard_error or 0:.1e}")
+
+
+def _facts(found: Mapping[str, Measured], name: str, against: str | None) -> dict[str, Any]:
+    facts = asdict(found[name])
+    del facts["divergence"]["token_kls"]
+    if against is not None:
+        facts["kl_beyond"] = asdict(found[name].divergence.kl_beyond(found[against].divergence))
+    return facts
 
 
 if __name__ == "__main__":

@@ -68,6 +68,9 @@ def test_by_the_formulas(tiny):
     assert int8.layer_errors[1] == pytest.approx(math.sqrt(difference / size), rel=1e-6)
     assert int8.tokens == len(kls) == 2 * (BLOCK_TOKENS + 9)
     assert 0 < int8.kl_nats < 0.01
+    assert int8.token_kls == pytest.approx(kls, rel=1e-4, abs=1e-9)
+    assert int8.kl_beyond(found["none"]) == int8.kl
+    assert found["none"].kl_beyond(int8).mean == -int8.kl_nats
 
 
 def test_a_model_is_at_no_distance_from_itself(tiny):

@@ -27,6 +27,13 @@ class Divergence:
     layer_errors: tuple[float, ...]
     """After each layer: the difference of the hidden states over the reference's, both as root mean squares."""
     tokens: int
+    token_kls: tuple[float, ...] = field(default=(), repr=False)
+    """Of each position: two models' differ from one to the next by less than they do from position to position."""
+
+    def kl_beyond(self, other: Divergence) -> Estimate:
+        """How much larger this KL is than another on the same text, position by position."""
+        pairs = zip(self.token_kls, other.token_kls, strict=True)
+        return Estimate.of([mine - theirs for mine, theirs in pairs])
 
     @property
     def kl_nats(self) -> float:
@@ -98,4 +105,5 @@ class _Sums:
                 for error, size in zip(self.errors, self.sizes, strict=True)
             ),
             tokens=len(self.kls),
+            token_kls=tuple(self.kls),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def write_plot(evaluation: Evaluation, path: Path) -> None:
     against_bytes, against_speed = figure.subplots(1, 2, sharey=True)
     least = min((_quality(each)[0] for each in compared if _quality(each)[0] > 0), default=None)
     if least is not None:
-        against_bytes.set_yscale("symlog", linthresh=least)
+        # From the power of ten below the least KL on the axis is logarithmic, and its ticks say so.
+        decade = 10.0 ** math.floor(math.log10(least))
+        against_bytes.set_yscale("symlog", linthresh=decade, subs=range(2, 10))
     for number, each in enumerate(shown):
         y, error = _quality(each)
         speed = each.decode_tokens_per_second

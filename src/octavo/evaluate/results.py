@@ -77,6 +77,7 @@ def _format_json(quality: FormatQuality) -> dict[str, Any]:
     facts["perplexity"]["interval95"] = quality.perplexity.interval95
     if quality.divergence is not None:
         divergence = facts["divergence"]
+        del divergence["token_kls"]
         divergence["kl_nats"] = {**divergence.pop("kl"), "interval95": quality.divergence.kl.interval95}
         divergence["top1_agreement"] = divergence.pop("agreement")
     return facts
