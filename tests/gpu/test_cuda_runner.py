@@ -223,9 +223,8 @@ def test_sequences_that_had_to_wait_go_on_with_int8(int8_llm: LLM) -> None:
     same = [a.token_ids[:12] == b.token_ids[:12] for a, b in zip(together, alone, strict=True)]
     assert int8_llm.info()["engine"]["preemptions"] > 0
     assert all(len(done.token_ids) == 60 for done in together)
-    assert (
-        sum(same) >= 4
-    )  # a batch, and a prompt read again, have other arithmetic: a near-tie may fall otherwise
+    # A batch, and a prompt read again, have other arithmetic: a near-tie may fall otherwise.
+    assert sum(same) >= 4
 
 
 def test_close_gives_device_memory_back(folder: Path) -> None:
