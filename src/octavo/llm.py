@@ -113,7 +113,7 @@ class LLM:
             filter=filter if isinstance(filter, str) else None,
         )
         output_filter = load_filter(filter) if isinstance(filter, str) else filter
-        planned = plan_model(settings, progress=progress, to_load=True)
+        planned = plan_model(settings, progress=progress)
         source = planned.source
         self._frontend = Frontend(
             source,

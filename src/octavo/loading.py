@@ -45,19 +45,15 @@ class PlannedModel:
     spec: ModelSpec
     parameters: tuple[Parameter, ...]
     plan: LoadPlan
-    kind: RunnerKind
-    """What the plan chose."""
     device_reason: str
     """How the device was chosen; for auto, why not a better one."""
 
 
-def plan_model(
-    settings: Settings, *, progress: Progress | None = None, to_load: bool = False
-) -> PlannedModel:
+def plan_model(settings: Settings, *, progress: Progress | None = None) -> PlannedModel:
     """Find the model (downloading it if need be) and decide from headers alone how it will run.
 
-    `to_load`: it is loaded next, so what takes time and needs no plan begins in the background. Raises what
-    resolving, `build_model` and `make_plan` raise: among them NotEnoughMemoryError, before anything is loaded.
+    Raises what resolving, `build_model` and `make_plan` raise: among them NotEnoughMemoryError, before
+    anything is loaded.
     """
     settings = validate_settings(settings)
     machine = read_machine(settings.device)
@@ -69,10 +65,6 @@ def plan_model(
         cache_dir=settings.cache_dir,
         progress=progress,
     )
-    kinds = runner_kinds(settings.runner, settings.isa, settings.activations)
-    if to_load:
-        for kind in kinds:
-            kind.preload(device.device)
     source = open_quantized(source)
     spec, parameters = build_model(
         source.config, source.naming, tensors=source.tensors, context_tokens=settings.context
@@ -91,13 +83,12 @@ def plan_model(
         parameters=parameters,
         formats=formats(settings.quant),
         file_bytes={name: tensor.nbytes for name, tensor in source.tensors.items()},
-        kinds=kinds,
+        kinds=runner_kinds(settings.runner, settings.isa, settings.activations),
         machine=machine,
         device=device,
         alternatives={name: formats(name) for name in _SMALLER_QUANTS if name != settings.quant},
     )
-    (chosen,) = (kind for kind in kinds if kind.name == plan.runner)
-    return PlannedModel(settings, source, spec, parameters, plan, chosen, device.reason)
+    return PlannedModel(settings, source, spec, parameters, plan, device.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +110,10 @@ def load_backend(
     `compile_grammar` None: requests with a grammar are refused. `on_state` is told when loading and warming begin.
     Raises InvalidParameterError where speculation was asked for and would change the output.
     """
-    plan, kind = model.plan, model.kind
+    plan, kind = model.plan, _kind(model)
     enter = on_state or (lambda _: None)
     enter("loading")
-    kind.preload(plan.config.device)
+    kind.preload(plan.config)
     weights = stored_weights(model, progress)
     enter("warming")
     try:
@@ -153,7 +144,7 @@ def stored_weights(model: PlannedModel, progress: Progress | None) -> WeightStor
         tensors=model.source.tensors,
         parameters=model.parameters,
         formats=model.plan.formats,
-        layout=model.kind.layout,
+        layout=_kind(model).layout,
         cache_dir=model.settings.cache_dir,
         use_cache=model.settings.cache,
         progress=progress,
@@ -187,6 +178,13 @@ def _drafter(settings: Settings, runner: Runner) -> MakeDrafter | None:
             parameter="speculation",
         )
     return None if settings.speculation == "off" or not runner.info.may_speculate else PromptLookup
+
+
+def _kind(model: PlannedModel) -> RunnerKind:
+    settings = model.settings
+    kinds = runner_kinds(settings.runner, settings.isa, settings.activations)
+    (kind,) = (kind for kind in kinds if kind.name == model.plan.runner)
+    return kind
 
 
 def kept_name(location: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from octavo.quant.affine import INT8, Q4_1, Affine
 from octavo.quant.plain import Plain
 from octavo.runners.base import RunnerConfig
 from octavo.runners.cuda import kind as module
-from octavo.runners.cuda import preload
 from octavo.runners.cuda.kind import CudaRunnerKind
 from octavo.runners.cuda.layout import encoding_of
 from octavo.runners.cuda.limits import batch_buckets
@@ -53,21 +51,6 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_reasons(spec: Any, formats: Any, config: Any, reason: str | None) -> None:
     found = CudaRunnerKind().declines(spec, formats, config)
     assert found is None if reason is None else reason in (found or "")
-
-
-def test_a_start_prepares_its_own_device_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[str] = []
-    monkeypatch.setattr(module, "begin_preloading", lambda device: begun.append(device) or Thread())
-    kind = CudaRunnerKind()
-    for device in ("cpu", "cuda:1", "cuda:1"):
-        kind.preload(device)
-    assert begun == ["cuda:1"]
-
-
-def test_what_cannot_be_prepared_is_left_to_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a device that is not there nor libraries of another name end a thread with an error."""
-    monkeypatch.setattr(preload, "_LIBRARIES", ("libnone.so",))
-    preload.begin_preloading("cuda:4095").join()
 
 
 def test_a_row_in_bytes() -> None:

@@ -260,10 +260,8 @@ class RunnerKind(Protocol):
     def activation_bytes(self, spec: ModelSpec, config: RunnerConfig) -> int:
         """Most bytes of activations, logits and workspaces in a step."""
 
-    def preload(self, device: str) -> None:
-        """Begin in the background what `create` on this device needs beside the weights: imports, its context.
-
-        Returns at once, and never raises: `create` finds out. A second call does nothing.
-        """
+    def preload(self, config: RunnerConfig) -> None:
+        """Begin in the background what `create` needs beside the weights: imports, a device's context. Returns at
+        once, and never raises: `create` finds out."""
 
     def create(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> Runner: ...

@@ -370,7 +370,7 @@ def load_model(settings: Settings, progress: Progress, planned: Callable[[int], 
     from octavo.load_facts import load_facts, load_notices
     from octavo.loading import load_backend, plan_model
 
-    model = plan_model(settings, progress=progress, to_load=True)
+    model = plan_model(settings, progress=progress)
     planned(sum(pool.needed_bytes for pool in model.plan.pools))
     plan, source = model.plan, model.source
     # The front's twin, without the template: the front knows what that ends a turn with.

@@ -79,7 +79,7 @@ class CpuRunnerKind:
     def activation_bytes(self, spec: ModelSpec, config: RunnerConfig) -> int:
         return limits.activation_bytes(spec, config, thread_count(config))
 
-    def preload(self, device: str) -> None:
+    def preload(self, config: RunnerConfig) -> None:
         """Nothing: it imports nothing heavy."""
 
     def create(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> Runner:

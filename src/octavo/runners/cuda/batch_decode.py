@@ -318,11 +318,18 @@ def make_step(
     compute_dtype: torch.dtype,
     card: Card,
     adapters: Adapters | None = None,
+    appends_first: bool = False,
 ) -> Step:
-    """The step of as many rows as there are slots; only a `BatchStep` adds adapters."""
+    """The step of as many rows as there are slots. One row has kernels of its own, unless it has an adapter or rows of
+    all numbers have to have the same ones (`appends_first`, as `BatchStep` has it)."""
     given = model, caches, sequences, last_tokens
-    if sequences.slots.shape[0] == 1 and adapters is None:
+    if sequences.slots.shape[0] == 1 and adapters is None and not appends_first:
         return DecodeStep(*given, context_tokens=context_tokens, compute_dtype=compute_dtype, card=card)
     return BatchStep(
-        *given, context_tokens=context_tokens, compute_dtype=compute_dtype, card=card, adapters=adapters
+        *given,
+        context_tokens=context_tokens,
+        compute_dtype=compute_dtype,
+        card=card,
+        adapters=adapters,
+        appends_first=appends_first,
     )

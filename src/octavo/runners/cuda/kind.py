@@ -6,6 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,6 @@ from octavo.quant.format import Format, Layout
 from octavo.runners.base import Runner, RunnerConfig
 from octavo.runners.cuda import limits
 from octavo.runners.cuda.layout import CUDA_B64, encoding_of
-from octavo.runners.cuda.preload import begin_preloading
 from octavo.settings import ActivationsName
 
 if TYPE_CHECKING:
@@ -76,9 +76,12 @@ class CudaRunnerKind:
     def activation_bytes(self, spec: ModelSpec, config: RunnerConfig) -> int:
         return limits.LIBRARY_BYTES + limits.activation_bytes(spec, config)
 
-    def preload(self, device: str) -> None:
-        if self._preloading is None and device.startswith("cuda"):
-            self._preloading = begin_preloading(device)
+    def preload(self, config: RunnerConfig) -> None:
+        if self._preloading is None:
+            # No daemons: the interpreter must not go down under a library that is just being loaded.
+            threading.Thread(target=_hash_compiler, name="octavo-preload-triton").start()
+            self._preloading = threading.Thread(target=_preload, args=(config.device,), name="octavo-preload")
+            self._preloading.start()
 
     def create(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> Runner:
         if self._preloading is not None:
@@ -93,6 +96,23 @@ class CudaRunnerKind:
 def _takes_int8(format: Format) -> bool:
     encoding = encoding_of(format)
     return encoding is not None and encoding.is_int8
+
+
+def _preload(device: str) -> None:
+    """Import the runner, which takes seconds, and make the device's context."""
+    with suppress(Exception):  # `create` meets it again
+        import torch
+
+        torch.zeros(1, device=device)
+        import octavo.runners.cuda.runner  # noqa: F401
+
+
+def _hash_compiler() -> None:
+    """What Triton finds compiled kernels by: a hash of all of itself, which the first kernel would wait for."""
+    with suppress(Exception):
+        from triton.runtime.cache import triton_key
+
+        triton_key()
 
 
 def _declines_layer(layer: object) -> str | None:

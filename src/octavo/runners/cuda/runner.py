@@ -192,17 +192,13 @@ class CudaRunner:
         return self._sample_steps[count]
 
     def _make_decode_step(self, key: _StepKey) -> Step:
-        """One row without an adapter has kernels of its own, unless all have to have the same ones."""
         slots = torch.full((key.rows,), self._spare_slot, dtype=torch.int32, device=self._device)
         assert self._model is not None
-        given = (
+        return make_step(
             self._model,
             self._caches,
             Sequences(slots, self._positions, self._tables, self._spare_slot),
             self._last_tokens,
-        )
-        return make_step(
-            *given,
             context_tokens=self._config.context_tokens,
             compute_dtype=getattr(torch, self._config.compute_dtype),
             card=self._card,

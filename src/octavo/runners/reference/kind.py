@@ -43,7 +43,7 @@ class ReferenceKind:
     def activation_bytes(self, spec: ModelSpec, config: RunnerConfig) -> int:
         return activation_bytes(spec, config)
 
-    def preload(self, device: str) -> None:
+    def preload(self, config: RunnerConfig) -> None:
         """Nothing: a runner to check others with may take its time."""
 
     def create(self, spec: ModelSpec, weights: WeightStore, config: RunnerConfig) -> Runner:
