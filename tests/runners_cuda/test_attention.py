@@ -11,7 +11,7 @@ import torch
 
 from octavo.models.spec import Attention, Norm, Rope
 from octavo.runners.cuda import fixed_point
-from octavo.runners.cuda.batch_attention import WalkTile, batch_attention
+from octavo.runners.cuda.batch_attention import WalkTile, batch_attention, walk_tile_for
 from octavo.runners.cuda.decode_attention import Sequences, SplitTile, decode_attention, reference
 from octavo.runners.cuda.device_model import DeviceNorm
 from octavo.runners.cuda.gemv import shuffle
@@ -255,3 +255,19 @@ def test_a_chunk_reads_no_page_that_was_handed_back(randn: Any, device: torch.de
     heads, _, _ = paged.heads(qkv, start)
     want = torch.stack([want_of(mixer, paged, heads[i], start + i).flatten() for i in range(count)])
     assert float((out.float() - want).norm() / want.norm()) < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("sequences", "dim", "context", "want"),
+    [
+        (8, 128, 512, (64, 4)),
+        (32, 128, 512, (32, 2)),
+        (128, 128, 512, (32, 1)),
+        (8, 256, 512, (32, 4)),
+        (8, 128, 64, (64, 1)),
+    ],
+)
+def test_splits_fill_the_card(sequences: int, dim: int, context: int, want: tuple[int, int]) -> None:
+    """132 multiprocessors, 8 kv heads; never more splits than tiles."""
+    tile = walk_tile_for(replace(PLAIN, heads=32, kv_heads=8, head_dim=dim), sequences, context, 132)
+    assert (tile.tokens, tile.splits) == want

@@ -13,6 +13,7 @@ from octavo.models.spec import Attention, DenseMLP, LayerNorms, LayerSpec, Model
 from octavo.quant.affine import INT8, LLM_INT8, Q4_1
 from octavo.quant.format import Format
 from octavo.quant.plain import Plain
+from octavo.runners.cuda import batch_decode
 from octavo.runners.cuda.batch_decode import BatchStep
 from octavo.runners.cuda.chunk import ChunkModel
 from octavo.runners.cuda.decode import Card
@@ -67,13 +68,19 @@ def model(pack: Callable[..., Any], randn: Any, device: torch.device) -> Callabl
 
 
 @pytest.mark.parametrize(
-    ("format", "head"),
-    [(INT8, INT8), (Q4_1, INT8), (LLM_INT8, Plain("f16"))],
-    ids=["int8", "q4_1 and int8", "llm-int8 and f16"],
+    ("format", "head", "blocks_up_to"),
+    [(INT8, INT8, 16), (INT8, INT8, 1), (Q4_1, INT8, 16), (LLM_INT8, Plain("f16"), 16)],
+    ids=["int8", "int8, a scale a token", "q4_1 and int8", "llm-int8 and f16"],
 )
 def test_a_row_of_a_batch_gets_the_logits_of_a_chunk(
-    format: Format, head: Format, model: Callable[..., DeviceModel], device: torch.device
+    format: Format,
+    head: Format,
+    blocks_up_to: int,
+    model: Callable[..., DeviceModel],
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(batch_decode, "BLOCKS_UP_TO", blocks_up_to)
     made = model(format, head)
     ints = {"dtype": torch.int32, "device": device}
     tokens, slot, spare = torch.tensor([5, 69], **ints), 0, 1

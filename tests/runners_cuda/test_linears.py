@@ -186,7 +186,7 @@ def test_the_head_finds_its_best_token_and_sees_what_is_not_finite(
 
 @by_name
 def test_rows_and_dequantized_products(format: Format, pack: Callable[..., Any], randn: Any) -> None:
-    rows, columns = 20, 96
+    rows, columns = 20, 160  # padded to a step and a half
     matrix, values = pack(format, rows, columns, randn(rows))
     dense = torch.full((rows, matrix.columns), torch.nan, device=values.device)
     dequantize(matrix, 0, rows, dense)
@@ -200,6 +200,8 @@ def test_rows_and_dequantized_products(format: Format, pack: Callable[..., Any],
     rows_linear(matrix, x, out[:, 1:-1])
     close(out[:, 1:-1], x.float() @ values.T + matrix.bias, 2e-3)
     assert bool(out[:, [0, -1]].isnan().all())
+    rows_linear(matrix, x, out[:, 1:-1], RowsTile(16, 2, 2, columns=128))
+    close(out[:, 1:-1], x.float() @ values.T + matrix.bias, 2e-3)
     parts = torch.full((2, 3, rows), torch.nan, device=values.device)
     rows_linear(matrix, x, parts, RowsTile(16, 2, 2, 2))
     close(parts.sum(0), x.float() @ values.T + matrix.bias, 2e-3)

@@ -24,6 +24,7 @@ from octavo.runners.cuda.embedding import embed
 from octavo.runners.cuda.feed_forward import feed_forward
 from octavo.runners.cuda.fixed_point import Planes
 from octavo.runners.cuda.kv_cache import LayerCache
+from octavo.runners.cuda.layout import CODE_BITS
 from octavo.runners.cuda.low_rank import Adapters
 from octavo.runners.cuda.norm import join_residual
 from octavo.runners.cuda.pick import PIECE_TOKENS, best_of_rows, pick
@@ -96,7 +97,7 @@ class BatchStep:
         self._sums = self._buffer(splits * max(m.heads for m in mixers))
         head = self._plans[id(model.head)].tile
         self._best_in_passing = isinstance(head, PlanesTile) and adapters is None
-        piece = head.cta_rows if isinstance(head, PlanesTile) and self._best_in_passing else PIECE_TOKENS
+        piece = head.rows if isinstance(head, PlanesTile) and self._best_in_passing else PIECE_TOKENS
         self._pieces = -(-spec.vocab_size // piece)
         self._best = self._buffer(self._pieces)
         self._best_ids = self._buffer(self._pieces, torch.int32)
@@ -257,7 +258,9 @@ class BatchStep:
             card, group = self._card, linear.parts[0].encoding.group_size
             tile = planes_tile_for(card.name, card.multiprocessors, group, *size, splitting=splitting)
             return _Plan(block, tile)
-        return _Plan(0, rows_tile_for(*size, self._card.multiprocessors if splitting else 0))
+        nibbles = all(CODE_BITS[part.encoding.codec] == 4 for part in linear.parts)
+        multiprocessors = self._card.multiprocessors if splitting else 0
+        return _Plan(0, rows_tile_for(*size, multiprocessors, nibbles=nibbles))
 
     def _input(self, columns: int, block_columns: int, dtype: torch.dtype) -> Planes | torch.Tensor:
         """A buffer for what linears of so many columns take; they are never alive together."""

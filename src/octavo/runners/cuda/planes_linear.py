@@ -9,7 +9,7 @@ for its first weights before it waits for the kernel before. The columns may be 
 
 Contract: planes int8 [M, 2, C] and scales fp32 [M, C / BK] or [M, 1] (`fixed_point`), the matrix [N, C] of layout
 `cuda-b64-1` in codec i8 -> out fp32 [S, M, N], which may be columns of a wider one (+ bias, in split 0). Other
-epilogues: `logits`: multiplier and softcap, and the best token of each CTA's rows; `gate`: rows n and n + N / 2 ->
+epilogues: `logits`: multiplier and softcap, and the best token of each BN rows; `gate`: rows n and n + N / 2 ->
 act(gate) * up as planes [M, 2, columns], which have zeros past N / 2, a scale for each XB of them, or where the scale
 is a token's (XB 0) as values [M, N / 2] and the largest of each BN of them. Shape letters: M rows of x, N output rows,
 C padded columns, S splits; BM, BN, BK of each at once.
@@ -32,35 +32,6 @@ from octavo.runners.cuda.quantize_rows import Unquantized
 
 
 @triton.jit
-def _first_row(tile, part, N, BN: tl.constexpr, PARTS: tl.constexpr, GATE: tl.constexpr):
-    """Of BN rows that are a CTA's at once: of a gate, part 0 is in the upper half of the matrix, 1 in the lower."""
-    if GATE:
-        return part * (N // 2) + tile * BN
-    else:
-        return (tile * PARTS + part) * BN
-
-
-@triton.jit
-def _own_rows(tile, N, BN: tl.constexpr, PARTS: tl.constexpr, GATE: tl.constexpr):
-    """Of every part: its rows, and which of them there are."""
-    rows = ()
-    inside = ()
-    for part in tl.static_range(PARTS):
-        row = _first_row(tile, part, N, BN, PARTS, GATE) + tl.arange(0, BN)
-        rows = rows + (row,)
-        inside = inside + (row < ((part + 1) * (N // 2) if GATE else N),)
-    return rows, inside
-
-
-@triton.jit
-def _zeros(HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, KIND: tl.constexpr):
-    found = ()
-    for _ in tl.static_range(PARTS):
-        found = found + (tl.zeros((HEIGHT, WIDTH), KIND),)
-    return found
-
-
-@triton.jit
 def _block_scales(
     scales, row, wanted, at, last, columns, BK: tl.constexpr, GROUP: tl.constexpr, UNROLL: tl.constexpr
 ):  # fmt: skip
@@ -75,18 +46,6 @@ def _block_scales(
             found = found + (value.to(tl.float32),)
         else:
             found = found + (0.0,)
-    return found
-
-
-@triton.jit
-def _row_scales(
-    scales, rows, inside, at, last, columns, BK: tl.constexpr, GROUP: tl.constexpr, UNROLL: tl.constexpr,
-    PARTS: tl.constexpr,
-):  # fmt: skip
-    """Those of every part's rows, UNROLL after UNROLL."""
-    found = ()
-    for part in tl.static_range(PARTS):
-        found = found + _block_scales(scales, rows[part], inside[part], at, last, columns, BK, GROUP, UNROLL)
     return found
 
 
@@ -152,13 +111,12 @@ def _finish(
 @triton.jit(do_not_specialize=["M", "N", "blocks", "splits", "stride", "split_stride"])
 def planes_linear_kernel(
     weights, planes, codes, x_scales, scales, bias, out, best, best_ids, M, N, blocks, splits, stride, split_stride,
-    multiplier, softcap, BM: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr, BK: tl.constexpr,
-    UNROLL: tl.constexpr, GROUP: tl.constexpr, X_GROUP: tl.constexpr, DESCRIPTORS: tl.constexpr,
-    LINES: tl.constexpr, BIAS: tl.constexpr, EPILOGUE: tl.constexpr, SOFTCAP: tl.constexpr,
-    ACTIVATION: tl.constexpr, XB: tl.constexpr, PDL: tl.constexpr,
+    multiplier, softcap, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, UNROLL: tl.constexpr,
+    GROUP: tl.constexpr, X_GROUP: tl.constexpr, DESCRIPTORS: tl.constexpr, LINES: tl.constexpr,
+    BIAS: tl.constexpr, EPILOGUE: tl.constexpr, SOFTCAP: tl.constexpr, ACTIVATION: tl.constexpr,
+    XB: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (ceil(M / BM) S, ceil(N / (BN PARTS))), or ceil(columns / BN) of a gate's planes or values; its PARTS
-    are 2.
+    """Grid: (ceil(M / BM) S, ceil(N / BN)), or ceil(columns / BN) of a gate's planes.
 
     `blocks` is C / 64; GROUP is a multiple of BK, or 0, X_GROUP is BK, or 0. `weights` and `planes` are descriptors
     of [BN, BK] and [2 BM, BK] of them, or pointers.
@@ -174,84 +132,79 @@ def planes_linear_kernel(
     first = split * share
     last = tl.minimum(first + share, steps)
     GATE: tl.constexpr = EPILOGUE == "gate"
+    end = N // 2 if GATE else N
+    row = tile_n * BN + tl.arange(0, BN)
     token = tile_m * BM + tl.arange(0, BM)
+    inside = row < end
     present = token < M
-    rows, inside = _own_rows(tile_n, N, BN, PARTS, GATE)
     if LINES > 0:
-        line = tl.minimum(first * (UNROLL * BK) + tl.arange(0, LINES) * 128, C - 1)
-        for part in tl.static_range(PARTS):
-            row = tl.minimum(rows[part], N - 1).to(tl.int64)
-            prefetch_l2(codes.to(tl.int64) + row[:, None] * C + line[None, :])
-    factors = _row_scales(scales, rows, inside, first, last, C, BK, GROUP, UNROLL, PARTS)
+        line = first * (UNROLL * BK) + tl.arange(0, LINES)[None, :] * 128
+        line = tl.minimum(row, end - 1)[:, None].to(tl.int64) * C + tl.minimum(line, C - 1)
+        prefetch_l2(codes.to(tl.int64) + line)
+        if GATE:
+            prefetch_l2(codes.to(tl.int64) + end.to(tl.int64) * C + line)
+    factors = _block_scales(scales, row, inside, first, last, C, BK, GROUP, UNROLL)
+    up_factors = factors
+    if GATE:
+        up_factors = _block_scales(scales, end + row, inside, first, last, C, BK, GROUP, UNROLL)
     wait_for_inputs(PDL)
     x_factors = _block_scales(x_scales, token, present, first, last, C, BK, X_GROUP, UNROLL)
-    totals = _zeros(BN, BM, PARTS, tl.float32)
-    wholes = _zeros(BN, 2 * BM, PARTS, tl.int32)
+    total = tl.zeros((BN, BM), tl.float32)
+    whole = tl.zeros((BN, 2 * BM), tl.int32)
+    up, up_whole = total, whole
     for at in tl.range(first, last):
-        next_factors = _row_scales(scales, rows, inside, at + 1, last, C, BK, GROUP, UNROLL, PARTS)
+        next_factors = _block_scales(scales, row, inside, at + 1, last, C, BK, GROUP, UNROLL)
+        next_up_factors = up_factors
+        if GATE:
+            next_up_factors = _block_scales(scales, end + row, inside, at + 1, last, C, BK, GROUP, UNROLL)
         next_x_factors = _block_scales(x_scales, token, present, at + 1, last, C, BK, X_GROUP, UNROLL)
         for block in tl.static_range(UNROLL):
             column = (at * UNROLL + block) * BK
+            code = _load_tile(weights, tile_n * BN, column, N, C, BN, BK, DESCRIPTORS)
             x = _load_tile(planes, tile_m * (2 * BM), column, 2 * M, C, 2 * BM, BK, DESCRIPTORS)
-            new_totals = ()
-            new_wholes = ()
-            for part in tl.static_range(PARTS):
-                first_row = _first_row(tile_n, part, N, BN, PARTS, GATE)
-                code = _load_tile(weights, first_row, column, N, C, BN, BK, DESCRIPTORS)
-                total, whole = _add_block(
-                    totals[part], wholes[part], code, x, factors[part * UNROLL + block], x_factors[block],
-                    BN, BM, GROUP, X_GROUP,
-                )  # fmt: skip
-                new_totals = new_totals + (total,)
-                new_wholes = new_wholes + (whole,)
-            totals = new_totals
-            wholes = new_wholes
+            total, whole = _add_block(
+                total, whole, code, x, factors[block], x_factors[block], BN, BM, GROUP, X_GROUP
+            )
+            if GATE:
+                code = _load_tile(weights, end + tile_n * BN, column, N, C, BN, BK, DESCRIPTORS)
+                up, up_whole = _add_block(
+                    up, up_whole, code, x, up_factors[block], x_factors[block], BN, BM, GROUP, X_GROUP
+                )
         factors = next_factors
+        up_factors = next_up_factors
         x_factors = next_x_factors
+    total = _finish(
+        total, whole, x_scales, scales, bias, row, inside, token, present, split == 0,
+        BN, BM, GROUP, X_GROUP, BIAS,
+    )  # fmt: skip
     if GATE:
-        row = tile_n * BN + tl.arange(0, BN)
-        total = _finish(
-            totals[0], wholes[0], x_scales, scales, bias, rows[0], inside[0], token, present, True,
-            BN, BM, GROUP, X_GROUP, BIAS,
-        )  # fmt: skip
         up = _finish(
-            totals[1], wholes[1], x_scales, scales, bias, rows[1], inside[1], token, present, True,
+            up, up_whole, x_scales, scales, bias, end + row, inside, token, present, split == 0,
             BN, BM, GROUP, X_GROUP, BIAS,
         )  # fmt: skip
-        value = tl.where(inside[0][:, None], activate(total, ACTIVATION) * up, 0.0)
+        value = tl.where(inside[:, None], activate(total, ACTIVATION) * up, 0.0)
         if XB > 0:
             store_planes_of_rows(out, best, value, tile_n * BN, token, present, stride, BN, BM, XB)
         else:
             place = token[None, :].to(tl.int64) * stride + row[:, None]
-            tl.store(out + place, value, mask=inside[0][:, None] & present[None, :])
+            tl.store(out + place, value, mask=inside[:, None] & present[None, :])
             place = token * tl.num_programs(1) + tile_n
             tl.store(best + place, tl.max(magnitude(value), 0), mask=present)
     else:
-        best_seen = tl.full((BM,), float("-inf"), tl.float32)
-        best_id = tl.full((BM,), 2147483647, tl.int32)
-        for part in tl.static_range(PARTS):
-            row = rows[part]
-            total = _finish(
-                totals[part], wholes[part], x_scales, scales, bias, row, inside[part], token, present,
-                split == 0, BN, BM, GROUP, X_GROUP, BIAS,
-            )  # fmt: skip
-            if EPILOGUE == "logits":
-                total = total * multiplier
-                if SOFTCAP:
-                    total = softcap * tanh(total / softcap)
-                # A row that is not finite has to be seen: it wins as +inf.
-                seen = tl.where(total == total, total, float("inf"))
-                seen = tl.where(inside[part][:, None], seen, float("-inf"))
-                most = tl.max(seen, 0)
-                chosen = tl.min(tl.where(seen == most[None, :], row[:, None], 2147483647), 0)
-                best_id = tl.where(most > best_seen, chosen, best_id)
-                best_seen = tl.maximum(best_seen, most)
-            place = split.to(tl.int64) * split_stride + token[None, :].to(tl.int64) * stride + row[:, None]
-            tl.store(out + place, total, mask=inside[part][:, None] & present[None, :])
         if EPILOGUE == "logits":
+            total = total * multiplier
+            if SOFTCAP:
+                total = softcap * tanh(total / softcap)
+            # A row that is not finite has to be seen: it wins as +inf.
+            seen = tl.where(total == total, total, float("inf"))
+            seen = tl.where(inside[:, None], seen, float("-inf"))
+            most = tl.max(seen, 0)
+            chosen = tl.min(tl.where(seen == most[None, :], row[:, None], 2147483647), 0)
             place = token * tl.num_programs(1) + tile_n
-            tl.store(best + place, best_seen, mask=present)
-            tl.store(best_ids + place, best_id, mask=present)
+            tl.store(best + place, most, mask=present)
+            tl.store(best_ids + place, chosen, mask=present)
+        place = split.to(tl.int64) * split_stride + token[None, :].to(tl.int64) * stride + row[:, None]
+        tl.store(out + place, total, mask=inside[:, None] & present[None, :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +212,7 @@ class PlanesTile:
     """How a product is cut."""
 
     rows: int
-    """Of the output in a CTA, at once."""
+    """Of the output in a CTA."""
     tokens: int
     """At most, in a CTA."""
     columns: int
@@ -271,24 +224,16 @@ class PlanesTile:
     """Shares of the columns."""
     early_bytes: int = 0
     """Of each row, asked for before the kernel before is done."""
-    parts: int = 1
-    """Times `rows` in a CTA, one after the other beside the same tokens: their integers take the same registers."""
-    registers: int | None = None
-    """Most of a thread, where more CTAs on a multiprocessor are worth what is spilled."""
-
-    @property
-    def cta_rows(self) -> int:
-        return self.parts * self.rows
 
 
 @dataclass(frozen=True, slots=True)
 class RowLogits:
-    """What the head's epilogue does, and where it leaves the best token of each CTA's rows."""
+    """What the head's epilogue does, and where it leaves the best token of each tile of rows."""
 
     multiplier: float
     softcap: float | None
     best: torch.Tensor
-    """fp32 [M, ceil(V / rows of a CTA)]."""
+    """fp32 [M, ceil(V / rows of the tile)]."""
     best_ids: torch.Tensor
     """int32, like `best`."""
 
@@ -323,10 +268,9 @@ def planes_linear(
     assert group % block == 0
     unused = x.scales
     best, best_ids = (unused, unused) if logits is None else (logits.best, logits.best_ids)
-    gated_block, parts = 0, tile.parts
+    gated_block = 0
     if isinstance(out, Gate):
-        assert tile.splits == tile.parts == 1
-        parts = 2
+        assert tile.splits == 1
         if isinstance(out.out, Planes):
             to, strides, width, best = out.out.pairs, (0, out.out.columns), out.out.columns, out.out.scales
             gated_block = out.out.block_columns
@@ -342,7 +286,7 @@ def planes_linear(
     height = min(tile.tokens, max(8, triton.next_power_of_2(count)))
     codes = matrix.elements.view(matrix.rows, matrix.columns)
     pairs = x.pairs.view(2 * count, matrix.columns)
-    planes_linear_kernel[(triton.cdiv(count, height) * tile.splits, triton.cdiv(width, tile.cta_rows))](
+    planes_linear_kernel[(triton.cdiv(count, height) * tile.splits, triton.cdiv(width, tile.rows))](
         TensorDescriptor.from_tensor(codes, [tile.rows, block]) if descriptors else codes,
         TensorDescriptor.from_tensor(pairs, [2 * height, block]) if descriptors else pairs,
         codes,
@@ -362,7 +306,6 @@ def planes_linear(
         1.0 if logits is None else logits.softcap or 1.0,
         BM=height,
         BN=tile.rows,
-        PARTS=parts,
         BK=block,
         UNROLL=max(1, tile.columns // block),
         GROUP=group,
@@ -375,7 +318,6 @@ def planes_linear(
         ACTIVATION=out.activation if isinstance(out, Gate) else "silu",
         XB=gated_block,
         PDL=pdl,
-        maxnreg=tile.registers,
         num_warps=tile.warps,
         num_stages=tile.stages,
         launch_pdl=pdl,

@@ -38,8 +38,8 @@ def _default(multiprocessors: int, rows: int, columns: int, count: int, *, split
 
 
 _MEASURED: Mapping[str, dict[Key, PlanesTile]] = {
-    # One H100 80GB HBM3, torch 2.11, triton 3.6, 2026-11-24. Gemma-2-2B's shapes, and Llama-3.1-8B's in groups of 64 at
-    # 8 rows: the best of whole steps, one linear after the other. The others: the best of the product alone.
+    # One H100 80GB HBM3, torch 2.11, triton 3.6, 2026-11-24. Gemma-2-2B's shapes, and Llama-3.1-8B's in groups of
+    # 64: the best of whole steps, one linear after the other. The others: the best of the product alone.
     "hopper": {
         (64, 4096, 2304, 8): PlanesTile(128, 128, 128, 3, 4, 8, 128),
         (64, 2304, 2048, 8): PlanesTile(128, 128, 128, 3, 4, 4, 128),

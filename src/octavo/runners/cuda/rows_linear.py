@@ -58,7 +58,7 @@ def rows_linear_kernel(
                 code = tl.load(codes + place, mask=inside & (column[None, :] < C), other=0)
                 part = tl.dot(code.to(piece.dtype), piece)
                 if GROUP > 0:
-                    groups: tl.constexpr = C // GROUP
+                    groups: tl.constexpr = (C + GROUP - 1) // GROUP
                     scale = tl.load(scales + row * groups + first // GROUP, mask=row < N, other=0.0)
                     part = part * scale.to(tl.float32)[:, None]
                 total += part
@@ -87,18 +87,24 @@ class RowsTile:
     columns: int = 64
 
 
-def rows_tile_for(rows: int, columns: int, count: int, multiprocessors: int = 0) -> RowsTile:
-    """Small matrices need more CTAs than rows of 64 give: measured on one H100, 2026-11-24.
+def rows_tile_for(
+    rows: int, columns: int, count: int, multiprocessors: int = 0, *, nibbles: bool = False
+) -> RowsTile:
+    """Small matrices need more CTAs than rows of 64 give, and few tokens of 4-bit codes (`nibbles`) longer steps:
+    measured on one H100, 2026-11-24.
 
     `multiprocessors`: of a card whose columns may be split over them; 0: who reads `out` adds nothing.
     Never 8 warps: the compiler's pipeline over converted weights was seen to race with them.
     """
+    longer = nibbles and count <= 16
+    at_once, stages = (128, 4) if longer else (64, 6)
     if not multiprocessors or rows >= 8192:
         if rows < 8192:
             return RowsTile(16, 2, 6)
-        return RowsTile(32, 4, 6) if count <= 16 else RowsTile(64, 4, 4)
+        return RowsTile(32, 4, stages, columns=at_once) if count <= 16 else RowsTile(64, 4, 4)
     ctas = -(-rows // 64) * -(-count // 64)
-    return RowsTile(64, 4, 4, max(1, min(PARTIAL_SUMS, columns // 256, 2 * multiprocessors // ctas)))
+    splits = max(1, min(PARTIAL_SUMS, columns // 256, 2 * multiprocessors // ctas))
+    return RowsTile(64, 4, 4, splits, at_once)
 
 
 def rows_linear(matrix: Matrix, x: torch.Tensor, out: torch.Tensor, tile: RowsTile | None = None) -> None:
