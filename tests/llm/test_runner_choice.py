@@ -45,8 +45,8 @@ def test_an_instruction_set_for_the_reference_is_a_contradiction(tiny_folder):
 
 def test_deterministic_is_what_the_cpu_runner_is_and_the_reference_is_not(tiny_folder):
     with LLM(tiny_folder, device="cpu", deterministic=True, cache=False, context=64) as llm:
-        info = llm.info()
-        assert (info["runner"], info["batch_invariant"], info["chunk_invariant"]) == ("cpu", True, True)
+        runner = llm.explain()["runner"]
+        assert (runner["name"], runner["batch_invariant"], runner["chunk_invariant"]) == ("cpu", True, True)
     with pytest.raises(errors.IncompatibleModelError, match="how a prompt is cut") as caught:
         LLM(tiny_folder, device="cpu", deterministic=True, runner="reference", cache=False, context=64)
     assert "--deterministic" in str(caught.value.remedy)
