@@ -52,6 +52,12 @@ def without_outliers(x: torch.Tensor) -> torch.Tensor:
     return torch.where(outlier, x.half().float(), steps(x.masked_fill(outlier, 0.0), 127, 0))
 
 
+def fp8(x: torch.Tensor) -> torch.Tensor:
+    """e4m3 with a scale a row, as servers with fp8 activations have it."""
+    scale = (x.abs().amax(-1, keepdim=True) / 448).clamp_min(1e-30)
+    return (x / scale).to(torch.float8_e4m3fn).float() * scale
+
+
 ROUNDINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "bf16": lambda x: x.bfloat16().float(),
     "fp16": lambda x: x.half().float(),
@@ -62,6 +68,7 @@ ROUNDINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "int8, a scale a 128 columns": lambda x: steps(x, 127, 128),
     "int8, a scale a 256 columns": lambda x: steps(x, 127, 256),
     "int8, a scale a row": lambda x: steps(x, 127, 0),
+    "fp8 (e4m3), a scale a row": fp8,
     "LLM.int8: a scale a row, columns above 6 in fp16": without_outliers,
 }
 

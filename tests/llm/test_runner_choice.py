@@ -41,3 +41,18 @@ def test_an_instruction_set_for_the_reference_is_a_contradiction(tiny_folder):
     with pytest.raises(errors.InvalidParameterError) as caught:
         LLM(tiny_folder, device="cpu", isa="portable", runner="reference")
     assert caught.value.parameter == "isa"
+
+
+def test_deterministic_is_what_the_cpu_runner_is_and_the_reference_is_not(tiny_folder):
+    with LLM(tiny_folder, device="cpu", deterministic=True, cache=False, context=64) as llm:
+        runner = llm.explain()["runner"]
+        assert (runner["name"], runner["batch_invariant"], runner["chunk_invariant"]) == ("cpu", True, True)
+    with pytest.raises(errors.IncompatibleModelError, match="how a prompt is cut") as caught:
+        LLM(tiny_folder, device="cpu", deterministic=True, runner="reference", cache=False, context=64)
+    assert "--deterministic" in str(caught.value.remedy)
+
+
+def test_int8_activations_for_the_reference_are_a_contradiction(tiny_folder):
+    with pytest.raises(errors.InvalidParameterError) as caught:
+        LLM(tiny_folder, device="cpu", activations="int8", runner="reference")
+    assert caught.value.parameter == "activations"

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from octavo.models.spec import Attention, DenseMLP, LayerNorms, LayerSpec, ModelSpec, Norm
-from octavo.quant.affine import INT8, Q4_1, Affine
+from octavo.quant.affine import INT8, LLM_INT8, Q4_1, Affine
 from octavo.quant.plain import Plain
 from octavo.runners.base import RunnerConfig
 from octavo.runners.cuda import kind as module
+from octavo.runners.cuda import limits
 from octavo.runners.cuda.kind import CudaRunnerKind
 from octavo.runners.cuda.layout import encoding_of
 from octavo.runners.cuda.limits import batch_buckets
+from octavo.runners.reference import ReferenceKind
 
 RMS = Norm("rms", 1e-5)
 MIXER = Attention(8, 2, 64, 0.1, None)
@@ -51,6 +53,23 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_reasons(spec: Any, formats: Any, config: Any, reason: str | None) -> None:
     found = CudaRunnerKind().declines(spec, formats, config)
     assert found is None if reason is None else reason in (found or "")
+
+
+def test_int8_activations_are_for_int8_weights_and_not_for_one_arithmetic() -> None:
+    kind = CudaRunnerKind("int8")
+    assert kind.declines(SPEC, [LLM_INT8, Q4_1], CONFIG) is None
+    assert "not for q4_1" in (kind.declines(SPEC, [Q4_1], CONFIG) or "")
+    deterministic = replace(CONFIG, deterministic=True)
+    assert "for prompts alone" in (kind.declines(SPEC, [INT8], deterministic) or "")
+    assert CudaRunnerKind().declines(SPEC, [INT8], deterministic) is None
+    assert "how a prompt is cut" in (ReferenceKind().declines(SPEC, [INT8], deterministic) or "")
+
+
+def test_deterministic_steps_have_as_many_rows_as_the_largest_batch() -> None:
+    assert limits.deterministic_rows(1) == 64
+    assert limits.deterministic_rows(100) == 128
+    small, large = (limits.activation_bytes(SPEC, replace(CONFIG, deterministic=d)) for d in (False, True))
+    assert small < large
 
 
 def test_a_row_in_bytes() -> None:
