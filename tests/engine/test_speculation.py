@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from octavo.engine.drafting import PromptLookup
 from octavo.engine.hooks import Guess
 from octavo.engine.scheduler import MAX_DRAFT_ROWS
 from octavo.engine.speculation import MAX_DRAFTS, Speculation, cost, may_pay
@@ -267,3 +268,37 @@ def test_a_row_costs_more_beside_others():
     assert cost(1, 1) < cost(1, 2) < cost(1, 8) < 1
     alone = [cost(guesses, 1) for guesses in range(MAX_DRAFTS + 1)]
     assert alone == sorted(alone)
+
+
+def speedup(prompt, answer):
+    """By what rows cost: the answer's tokens for the steps they took with prompt lookup."""
+    speculation, tokens, steps = Speculation(PromptLookup()), [*prompt, answer[0]], 0.0
+    speculation.read(tuple(prompt))
+    done = 1
+    while done < len(answer):
+        guesses = speculation.guesses(tokens, len(answer) - done - 1, 1)
+        accepted = next((i for i, g in enumerate(guesses) if g != answer[done + i]), len(guesses))
+        speculation.observe(len(guesses), accepted, 1)
+        steps += 1 + cost(len(guesses), 1)
+        tokens += answer[done : done + accepted + 1]
+        done += accepted + 1
+    return (len(answer) - 1) / steps
+
+
+def test_lines_of_a_list_come_half_again_as_fast():
+    """Eleven tokens a line, two of them a number that no line before had."""
+    text = [token for i in range(34) for token in (1, 2, 10 + i // 10, 10 + i % 10, 3, 4, 5, 6, 5, 7, 8)]
+    assert speedup(text[: 24 * 11], text[24 * 11 :][:96]) > 1.6
+
+
+def test_a_copy_comes_twice_as_fast():
+    passage = [random.Random(1).randrange(1000) for _ in range(120)]
+    assert speedup([*passage, 7, *passage, 7, *passage[:2]], passage[2:98]) > 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_text_that_hardly_repeats_loses_little(seed):
+    """Few tokens come often, as in a language, and follow each other at random."""
+    source = random.Random(seed)
+    text = [int(1 / (source.random() + 1e-4)) for _ in range(296)]
+    assert speedup(text[:200], text[200:]) > 0.985
