@@ -73,5 +73,7 @@ def test_a_bitsandbytes_checkpoint_computes_with_its_own_weights(
     original, _ = logprobs(plain_folder, "none")
     assert {"llm-int8": "llm-int8", "nf4": "nf4", "nested fp4": "fp4-g64"}[kind] in quant
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(logprobs(tmp_path / "quantized", "auto", "cpu")[0], expected, rtol=0, atol=5e-3)
+    np.testing.assert_allclose(
+        logprobs(tmp_path / "quantized", "auto", "cpu")[0], expected, rtol=0, atol=5e-3
+    )
     assert np.abs(expected - original).max() > 1e-3
