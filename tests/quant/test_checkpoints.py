@@ -210,6 +210,14 @@ def test_sizes_that_only_a_config_bounds_allocate_nothing(stem):
     assert peak < 4 << 20
 
 
+def test_a_count_of_zeros_changes_nothing():
+    """What llm-compressor wrote beside every checkpoint at first."""
+    source, expected = fixture(next(path for path in FILES if path.stem == "compressed-w4a16-g32"))
+    dense = {"format": "dense", "global_sparsity": 0.14, "registry_requires_subclass": False}
+    config = dict(source.config["quantization_config"]) | {"sparsity_config": dense}
+    assert_bits(packed(source_of(config, source.tensors)).read(), expected["expected.q"].read())
+
+
 def test_act_order_is_kept_as_an_order_of_columns():
     tensor = packed(fixture(next(path for path in FILES if path.stem == "gptq-4-act"))[0])
     assert isinstance(tensor.format, Affine)
@@ -410,6 +418,7 @@ def test_a_config_whose_tensors_are_not_quantized_is_refused():
         ("awq-4", {"version": "gemv"}, "version"),
         ("compressed-w4a16-g32", {"format": "marlin-24"}, "format"),
         ("compressed-w4a16-g32", {"sparsity_config": {"format": "sparse-24"}}, "sparsity_config"),
+        ("compressed-w4a16-g32", {"sparsity_config": "dense"}, "sparsity_config"),
         ("compressed-w4a16-g32", {"transform_config": {"config_groups": {"a": 1}}}, "transform_config"),
         ("compressed-w4a16-g32", {"config_groups": {}}, "config_groups"),
     ],

@@ -39,6 +39,9 @@ def read(config: ConfigReader, modules: Modules) -> None:
     layout = config.text("format", "")
     if layout not in _FORMATS:
         raise config.unsupported("format", f"is not one of {', '.join(_FORMATS)}")
+    sparsity = config.raw("sparsity_config", {})
+    if not isinstance(sparsity, Mapping) or sparsity.get("format", "dense") != "dense":
+        raise config.unsupported("sparsity_config", "says more than how many weights are 0")
     if config.raw("kv_cache_scheme") is not None:
         modules.notices.append(
             "the checkpoint's 8-bit KV cache scheme is not used: keys and values stay in 16 bits"
