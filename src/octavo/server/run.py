@@ -108,7 +108,7 @@ class Server:
                 raise self._hopeless
         finally:
             await self.service.models.close()
-            self.service.threads.shutdown(wait=False, cancel_futures=True)
+            self.service.close()
 
     def _note_load(self, preloading: asyncio.Task[Resident]) -> None:
         error = None if preloading.cancelled() else preloading.exception()
