@@ -44,6 +44,15 @@ def test_how_to_serve_is_said_like_any_other_setting(monkeypatch):
     assert read_configuration({}).resolve().settings.context == 512
 
 
+def test_what_kubernetes_says_of_a_service_of_our_name_is_no_setting(monkeypatch):
+    monkeypatch.setenv("OCTAVO_PORT", "tcp://10.0.0.1:80")
+    configuration = read_configuration({})
+    assert configuration.serving()[0].port == 8000
+    (notice,) = configuration.notices
+    assert "OCTAVO_PORT is tcp://10.0.0.1:80" in notice
+    assert "Kubernetes" in notice
+
+
 def test_a_switch_that_is_on_is_named_by_its_off_form(monkeypatch):
     monkeypatch.setenv("OCTAVO_NO_PRELOAD", "1")
     assert read_configuration({}).serving()[0].preload is False

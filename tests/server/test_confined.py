@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from time import sleep
 from urllib.parse import quote
 
 import psutil
@@ -16,8 +18,9 @@ import pytest
 from octavo.errors import ChatTemplateError, ClosedError, InvalidGrammarError, InvalidInputError
 from octavo.server import wire
 from octavo.server.child_renderer import ChildRenderer
+from octavo.server.confined import ConfinedFrontend
 from octavo.server.grammar_checker import GrammarChecker
-from octavo.server.warm_children import ChildLostError, WarmChildren
+from octavo.server.warm_children import ChildLostError, NoChildError, WarmChildren
 from octavo.text.template_rendering import LocalRenderer, Rendering
 from octavo.types import Grammar
 
@@ -114,7 +117,7 @@ def test_after_close_there_is_no_child_and_no_answer(renderer):
 
 
 SCRIPTED = """
-import os, signal, sys
+import os, signal, sys, time
 from octavo.server import wire
 from octavo.server.child import QuestionCaps, serve
 
@@ -171,9 +174,10 @@ def test_those_that_are_not_needed_any_more_go(scripted, monkeypatch):
         list(threads.map(lambda _: scripted.ask(slow), range(6)))
     before = set(scripted._alive)
     assert len(before) > 1
+    scripted.trim()
+    assert scripted._alive == before
     monkeypatch.setattr("octavo.server.warm_children._IDLE_SECONDS", 0.0)
-    for _ in before:
-        scripted.ask(wire.Render("pass"))
+    scripted.trim()
     (left,) = scripted._alive
     assert [child.is_alive() for child in before if child is not left] == [False] * (len(before) - 1)
 
@@ -185,6 +189,31 @@ def test_one_that_was_killed_while_idle_is_replaced(scripted):
     child._child.process.wait(5)
     assert isinstance(scripted.ask(wire.Render("pass")), wire.Rendered)
     assert scripted.killed == 0
+
+
+def test_no_child_in_time_says_nothing_of_the_question(scripted):
+    with ThreadPoolExecutor(3) as threads:
+        for _ in range(3):
+            threads.submit(scripted.ask, wire.Render("import time; time.sleep(2)"))
+        sleep(0.7)
+        scripted._seconds = 0.1
+        with pytest.raises(NoChildError, match="too many others"):
+            scripted.ask(wire.Render("pass"))
+        scripted._seconds = 3
+
+
+def test_a_child_that_is_being_set_up_ends_with_the_rest(tmp_path):
+    (tmp_path / "child.py").write_text(
+        SCRIPTED.replace("lambda first: answer", "lambda first: time.sleep(60)")
+    )
+    children = WarmChildren((str(tmp_path / "child.py"),), wire.Template(""), seconds=3, most=3)
+    with ThreadPoolExecutor(1) as threads:
+        warming = threads.submit(children.warm)
+        while not children._setting_up:
+            sleep(0.01)
+        children.close()
+        with pytest.raises(ClosedError):
+            warming.result(5)
 
 
 @pytest.mark.parametrize("link", ["auto", "loopback"])
@@ -210,14 +239,25 @@ def test_a_bomb_holds_up_no_other_request(serving, served, health_probe, link):
         assert harness.service.models.restarts == 0
 
 
+def test_an_idle_model_is_tended(serving, monkeypatch):
+    tended = Event()
+    monkeypatch.setattr("octavo.server.models._TEND_SECONDS", 0.05)
+    monkeypatch.setattr(ConfinedFrontend, "tend", lambda self: tended.set())
+    with serving() as harness:
+        harness.wait_ready()
+        assert tended.wait(10)
+
+
 @pytest.mark.model
 def test_a_grammar_is_compiled_in_a_child_first(default_tokenizer_source):
     source, vocab_size, ends = default_tokenizer_source
     checker = GrammarChecker(source, vocab_size=vocab_size, end_token_ids=ends)
     try:
         good = Grammar("regex", "[a-z]{3}")
-        checker.check(good)
+        checker.warm()
         (child,) = checker.children._alive
+        checker.check(good)
+        assert checker.children._alive == {child}
         with pytest.raises(InvalidGrammarError):
             checker.check(Grammar("regex", "(unclosed"))
         assert child.is_alive()

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from octavo.server.faults import HttpFault
 from octavo.server.models import Suspects
 
+FAKE_SERVER = Path(__file__).with_name("fake_server.py")
 POST = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
@@ -178,12 +184,15 @@ def test_the_queue_is_bounded_in_tokens(serving, served):
             assert first.result().status_code == second.result().status_code == 200
 
 
-def test_slow_readers_hold_up_nobody_and_are_cut_off(serving, served, check_idle):
-    """Figure 4, small: clients that read nothing are cancelled after the stall time; others do not notice."""
-    with serving(served(model="fake", context=60_000), stall_seconds=1.0) as harness:
+@pytest.mark.parametrize("count", [3, soak(50)])
+def test_slow_readers_hold_up_nobody_and_are_cut_off(serving, served, check_idle, count):
+    """Figure 4: clients that read nothing are cancelled after the stall time; others do not notice."""
+    model = served(model="fake", context=60_000, max_sequences=64)
+    with serving(model, stall_seconds=1.0) as harness:
         harness.wait_ready()
+        before = psutil.Process().memory_info().rss
         stalled = []
-        for number in range(3):
+        for number in range(count):
             connection = socket.socket()
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(("127.0.0.1", harness.port))
@@ -192,15 +201,17 @@ def test_slow_readers_hold_up_nobody_and_are_cut_off(serving, served, check_idle
             )
             stalled.append(connection)
         waits = []
-        for number in range(10):
+        for number in range(max(10, count)):
             started = time.perf_counter()
             assert harness.chat(f"quick {number}!stop").status_code == 200
             waits.append(time.perf_counter() - started)
+        assert psutil.Process().memory_info().rss - before < 50 << 20
         check_idle_by = time.monotonic() + 40
         while harness.engine()["running"]:
             assert time.monotonic() < check_idle_by
             time.sleep(0.1)
-        assert sorted(waits)[5] < 1
+        assert sorted(waits)[len(waits) // 2] < 1
+        print(f"{count} stalled: others waited {sorted(waits)}")
         for connection in stalled:
             connection.close()
         check_idle(harness)
@@ -383,6 +394,49 @@ def test_slow_headers_of_a_second_request(tight):
         answer = read_all(connection)
     assert answer.count(b"HTTP/1.1 ") == 2
     assert b"HTTP/1.1 408 " in answer
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform != "linux", reason="so many open files are Linux's to allow")
+def test_ten_thousand_idle_connections():
+    """In a process of its own; while they come, and while they are there."""
+    import resource
+
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 15_000:
+        pytest.skip("needs ulimit -n 15000")
+    options = json.dumps({"max_connections": 12_000, "header_seconds": 300})
+    with contextlib.ExitStack() as idle:
+        server = idle.enter_context(
+            subprocess.Popen(
+                [sys.executable, str(FAKE_SERVER), options],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        )
+        idle.callback(server.terminate)
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        client = idle.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False))
+        while client.get("/ready").status_code != 200:
+            time.sleep(0.1)
+
+        def asked() -> float:
+            started = time.perf_counter()
+            assert client.get("/health").status_code == 200
+            return time.perf_counter() - started
+
+        coming = []
+        for number in range(10_000):
+            idle.enter_context(socket.create_connection(("127.0.0.1", port)))
+            if number % 50 == 0:
+                coming.append(asked())
+        there = [asked() for _ in range(500)]
+    for name, seconds in (("coming", coming), ("there", there)):
+        seconds.sort()
+        print(f"{name}: p50 {seconds[len(seconds) // 2]:.4f} s, most {seconds[-5:]} s")
+    assert there[len(there) * 99 // 100] < 0.1
+    assert coming[len(coming) * 95 // 100] < 0.1
 
 
 def test_idle_connections_are_bounded_and_health_goes_on(tight):

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jsonschema
 import openai
@@ -171,3 +172,17 @@ def test_grammar_bombs_hold_up_nobody(default_server, check_idle):
     thread.join()
     assert max(gaps[5:]) < 3
     check_idle(default_server)
+
+
+def test_grammars_that_take_their_time_hold_up_only_each_other(default_server, monkeypatch):
+    compiled = threading.Event()
+    checker = default_server.service.models.resident("smollm2").confined._checker
+    monkeypatch.setattr(checker, "check", lambda grammar: compiled.wait(20))
+    with ThreadPoolExecutor(6) as threads:
+        regex = {"type": "regex", "regex": "a"}
+        slow = [threads.submit(default_server.chat, "x", response_format=regex) for _ in range(6)]
+        time.sleep(0.3)
+        assert default_server.chat("x", max_tokens=1).status_code == 200
+        assert not any(each.done() for each in slow)
+        compiled.set()
+        assert {each.result().status_code for each in slow} == {200}

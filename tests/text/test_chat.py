@@ -12,9 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from octavo.errors import ChatTemplateError, InvalidInputError, NotTextError
+from octavo.errors import ChatTemplateError, ClosedError, InvalidInputError, NotTextError
 from octavo.text.chat import ChatTemplate
 from octavo.text.rendered_encoding import encode_apart
+from octavo.text.template_rendering import LocalRenderer
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo.types import Message, TokenizerSource
 
@@ -387,3 +388,26 @@ def test_benign_chats_with_the_default_model(
         rendered = template.render(chat)
         assert list(rendered.token_ids) == expected(theirs, source, chat)
         assert rendered.notices == ()
+
+
+def test_a_trial_that_was_never_rendered_is_tried_again(byte_level):
+    """What a template is like is remembered; that nobody could render it is not what it is like."""
+
+    class Renderer(LocalRenderer):
+        is_there = False
+
+        def render(self, asked):
+            if not self.is_there:
+                raise ClosedError("there is no process to render in", remedy="Try again.")
+            return super().render(asked)
+
+    made = []
+    template = ChatTemplate(
+        "{{ messages }}{{ tools }}",
+        byte_level,
+        make_renderer=lambda source: made.append(Renderer(source)) or made[0],
+    )
+    with pytest.raises(ClosedError):
+        _ = template.takes_tools
+    made[0].is_there = True
+    assert template.takes_tools

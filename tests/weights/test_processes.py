@@ -38,8 +38,9 @@ def test_killed_at_100_points_of_a_write(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["locked", "unlocked", "pruned"])
-def test_eight_processes_at_once(tmp_path, mode):
-    packed = run("race", tmp_path, mode, 8, 4)
+@pytest.mark.parametrize("rounds", [4, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+def test_eight_processes_at_once(tmp_path, mode, rounds):
+    packed = run("race", tmp_path, mode, 8, rounds)
     if mode == "locked":
         assert packed == {"fewest": 1, "most": 1}, "one process packs, seven find its entry"
     else:

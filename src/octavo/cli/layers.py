@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from octavo.server.settings import ServerSettings
 
 _NOT_SETTINGS = ("OCTAVO_DEBUG", "OCTAVO_REQUIRE_KERNELS", "OCTAVO_API_KEY", "OCTAVO_ADMIN_KEY")
 _FOR_TESTS = "OCTAVO_TEST_"
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
+"""What Kubernetes puts into NAME_PORT of every container for a Service called NAME."""
 _SAMPLING = "sampling"
 _ALIASES = "models"
 _SERVE = "serve"
@@ -63,10 +66,18 @@ def read_environment(*classes: type) -> tuple[Layer, tuple[str, ...]]:
     """
     fields = {variable_name(field): field for cls in classes for field in said_fields(cls)}
     present = [name for name in os.environ if name.startswith(VARIABLE_PREFIX)]
+    linked = tuple(name for name in present if name in fields and _SERVICE_LINK.fullmatch(os.environ[name]))
+    for name in linked:
+        del fields[name]
     notices = tuple(
+        f"{name} is {os.environ[name]}, which Kubernetes sets for a Service of this name, and was ignored: "
+        "rename the Service, or set enableServiceLinks: false"
+        for name in linked
+    )
+    notices += tuple(
         f"{name} is not a setting, and was ignored{_meant(name, fields)}"
         for name in present
-        if name not in fields and name not in _NOT_SETTINGS and not name.startswith(_FOR_TESTS)
+        if name not in (*fields, *linked, *_NOT_SETTINGS) and not name.startswith(_FOR_TESTS)
     )
     if not any(os.environ[name] for name in present if name in fields):
         return {}, notices

@@ -39,7 +39,7 @@ class ChildRenderer:
             raise
 
     def render(self, asked: Rendering) -> TemplateText:
-        """As `Renderer.render`; ClosedError after `close`."""
+        """As `Renderer.render`; NoChildError, and ClosedError after `close`."""
         # JSON, since a definition of a tool may have numbers that are too long for msgpack.
         fields = {each.name: getattr(asked, each.name) for each in dataclasses.fields(asked)}
         said = json.dumps(fields, default=dict)

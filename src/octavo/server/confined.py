@@ -5,6 +5,8 @@ One for each loaded model, with children of its own: what one model's template d
 
 from __future__ import annotations
 
+import contextlib
+
 from octavo.frontend import Frontend
 from octavo.output_filter import OutputFilter
 from octavo.server import wire
@@ -58,6 +60,15 @@ class ConfinedFrontend:
                 end_token_ids=self._frontend.stop_token_ids,
                 link=self._link,
             )
+
+    def tend(self) -> None:
+        """Now and then, while nothing is asked: be ready for the first grammar, end children that stand about."""
+        if self._checker is not None and self._ready.grammars:
+            with contextlib.suppress(Exception):  # the first grammar starts one, and says what is wrong
+                self._checker.warm()
+        for each in (self._renderer, self._checker):
+            if each is not None:
+                each.children.trim()
 
     def close(self) -> None:
         for each in (self._renderer, self._checker):

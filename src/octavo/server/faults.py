@@ -112,6 +112,8 @@ def fault_from(error: BaseException, request_id: str, names: Mapping[str, str]) 
         return internal(request_id)
     if error.code == "engine_restarting":
         return unavailable(str(error), "engine_restarting", 1)
+    if error.code == "no_child":
+        return overloaded("too many templates or grammars are at work", "queue_full", 2)
     for cls, (status, kind, code) in _STATUS.items():
         if isinstance(error, cls):
             return _known(error, status, kind, code, names)

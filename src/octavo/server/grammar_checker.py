@@ -1,7 +1,8 @@
 """Compiles a stranger's grammar for the first time in a child process, which is killed where it goes on for ever.
 
-What compiled there is compiled again by the worker that follows it: a parser cannot be sent, and one that was made
-within these limits is made within them again. What the child does is `octavo.server.grammar_child`'s.
+What compiled there is compiled again by the worker that follows it: a parser is a pointer into its library, of which
+nothing can be sent, and one that was made within these limits is made within them again. What the child does is
+`octavo.server.grammar_child`'s.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _KNOWN = 4096
 
 
 class GrammarChecker:
-    """Says whether a grammar compiles for one vocabulary. Thread-safe. The child starts with the first question."""
+    """Says whether a grammar compiles for one vocabulary. Thread-safe. The child starts with the first question, or
+    with `warm`."""
 
     def __init__(
         self,
@@ -43,7 +45,8 @@ class GrammarChecker:
         self._lock = threading.Lock()
 
     def check(self, grammar: Grammar) -> None:
-        """Raises InvalidGrammarError where it does not compile, says what cannot be kept, or takes too much."""
+        """Raises InvalidGrammarError where it does not compile, says what cannot be kept, or takes too much, and
+        NoChildError."""
         if grammar.kind == "anything":
             return
         digest = hashlib.sha256(
@@ -63,8 +66,7 @@ class GrammarChecker:
         try:
             answer = self.children.ask(question)
         except ChildLostError as lost:
-            if lost.by_question:
-                self._remember(digest, lost.reason)
+            self._remember(digest, lost.reason)
             raise _too_much(lost.reason) from None
         if isinstance(answer, wire.Refused):
             error = wire.error_from(answer.fault)
@@ -72,6 +74,11 @@ class GrammarChecker:
         if not isinstance(answer, wire.Done):
             raise ClosedError("a grammar could not be checked", remedy="Try again.")
         self._remember(digest, None)
+
+    def warm(self) -> None:
+        """Before the first grammar comes, which would wait for a child to read the vocabulary. Raises what
+        `octavo.server.warm_children.WarmChildren.warm` raises."""
+        self.children.warm()
 
     def close(self) -> None:
         self.children.close()

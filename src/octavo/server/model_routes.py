@@ -77,6 +77,7 @@ async def tokenize(service: Service, exchange: Exchange) -> None:
     request, _ = read(TokenizeRequest, values)
     if (request.prompt is None) == (request.messages is None):
         raise bad_request("give either prompt or messages", param="prompt")
+    exchange.names = {"prompt_token_ids": "prompt" if request.messages is None else "messages"}
     served = service.models.find(request.model)
 
     async def work() -> None:
@@ -116,6 +117,7 @@ async def tokenize(service: Service, exchange: Exchange) -> None:
 async def detokenize(service: Service, exchange: Exchange) -> None:
     values, _ = await exchange.json()
     request, _ = read(DetokenizeRequest, values)
+    exchange.names = {"prompt_token_ids": "tokens"}
     served = service.models.find(request.model)
 
     async def work() -> None:

@@ -32,6 +32,7 @@ from octavo.units import readable_bytes
 
 State = Literal["unloaded", "loading", "ready", "restarting", "failed", "unloading", "closed"]
 
+_TEND_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _SUSPECT_SECONDS = 600.0
@@ -69,7 +70,7 @@ class Resident:
 
     async def close(self) -> None:
         """End the worker and the other children; its memory is back when this returns."""
-        self.confined.close()
+        await asyncio.to_thread(self.confined.close)
         await self.link.close()
 
 
@@ -251,6 +252,7 @@ class Models:
 
     def start(self, *, preload: bool) -> asyncio.Task[Resident] | None:
         """Look after idle models, and load the first in the background: the load, where there is one."""
+        self._spawn(self._tend())
         if self._idle_unload_seconds:
             self._spawn(self._unload_idle())
         return self._load_task(next(iter(self._entries.values()))) if preload else None
@@ -260,9 +262,8 @@ class Models:
         self._closing = True
         links = [entry.link for entry in self._entries.values() if entry.link is not None]
         await asyncio.gather(*(link.close() for link in links))
-        for entry in self._entries.values():
-            if entry.resident is not None:
-                entry.resident.confined.close()
+        residents = [entry.resident for entry in self._entries.values() if entry.resident is not None]
+        await asyncio.gather(*(asyncio.to_thread(each.confined.close) for each in residents))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -358,7 +359,7 @@ class Models:
             try:
                 await asyncio.to_thread(confined.build)
             except BaseException:
-                confined.close()
+                await asyncio.to_thread(confined.close)
                 raise
             link.end_with(confined.frontend.stop_token_ids)
         except BaseException:
@@ -435,6 +436,14 @@ class Models:
         if entry.state == "unloading":
             entry.state = "unloaded"
         self._notify()
+
+    async def _tend(self) -> None:
+        """What can wait until a model is idle."""
+        while True:
+            await asyncio.sleep(_TEND_SECONDS)
+            for entry in list(self._entries.values()):
+                if entry.resident is not None and entry.users == 0:
+                    await asyncio.to_thread(entry.resident.confined.tend)
 
     async def _unload_idle(self) -> None:
         while True:

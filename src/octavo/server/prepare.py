@@ -63,6 +63,12 @@ class Prepared:
         return sum(len(request.prompt_token_ids) for request in self.requests)
 
 
+def may_compile(request: ChatRequest | CompletionRequest) -> bool:
+    """Whether preparing it may compile a grammar, which can take seconds."""
+    asked = request.response_format
+    return (asked is not None and asked.type != "text") or bool(getattr(request, "tools", None))
+
+
 def prepare_chat(request: ChatRequest, model: Resident, limits: ServerSettings, salt: str) -> Prepared:
     """Raises HttpFault and what `octavo.frontend.Frontend` raises."""
     _check_chat_only(request)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
@@ -27,6 +28,10 @@ from octavo.server.service import Service
 from octavo.server.settings import ServerSettings
 from octavo.server.worker_link import WORKER_COMMAND
 
+_ACCEPTED_AT_ONCE = 64
+_BACKLOG = 2048
+"""Connections that may wait to be accepted. asyncio takes its own number for both, and would accept them all in one go,
+in which nobody is answered."""
 _ABORT_SECONDS = 1.5
 """What aborted requests get to send their last event."""
 
@@ -80,7 +85,7 @@ class Server:
                 server_header=False,
                 h11_max_incomplete_event_size=settings.max_header_bytes,
                 timeout_keep_alive=75,
-                backlog=2048,
+                backlog=_ACCEPTED_AT_ONCE,
             )
         )
         self._stopping: asyncio.Task[None] | None = None
@@ -102,13 +107,14 @@ class Server:
             while not (self._uvicorn.started or serving.done()):
                 await asyncio.sleep(0.005)
             if self._uvicorn.started:
+                self._lengthen_backlog()
                 started(self._port())
             await serving
             if self._hopeless is not None:
                 raise self._hopeless
         finally:
             await self.service.models.close()
-            self.service.threads.shutdown(wait=False, cancel_futures=True)
+            self.service.close()
 
     def _note_load(self, preloading: asyncio.Task[Resident]) -> None:
         error = None if preloading.cancelled() else preloading.exception()
@@ -124,6 +130,11 @@ class Server:
                 f"cannot listen on {self._settings.host} port {self._settings.port}: the address is taken or not ours",
                 remedy="Choose another --port or --host, or stop what listens there.",
             ) from None
+
+    def _lengthen_backlog(self) -> None:
+        for each in self._uvicorn.servers[0].sockets:
+            with socket.socket(fileno=os.dup(each.fileno())) as same:
+                same.listen(_BACKLOG)
 
     def _port(self) -> int:
         port: int = self._uvicorn.servers[0].sockets[0].getsockname()[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import time
@@ -15,15 +16,15 @@ from octavo.server.exchange import Exchange
 from octavo.server.faults import unavailable
 from octavo.server.metrics import Metrics
 from octavo.server.models import Models, Resident
-from octavo.server.prepare import Prepared
+from octavo.server.prepare import Prepared, may_compile
 from octavo.server.running import Piece, Running
-from octavo.server.schema import ModelT, read
+from octavo.server.schema import ChatRequest, CompletionRequest, ModelT, read
 from octavo.server.settings import ServerSettings
 from octavo.server.tokens_json import reasoning_tokens
 from octavo.server.worker_link import WorkerLostError
 from octavo.version import __version__
 
-RequestT = TypeVar("RequestT")
+RequestT = TypeVar("RequestT", ChatRequest, CompletionRequest)
 
 _PREPARING_THREADS = 4
 
@@ -38,7 +39,9 @@ class Service:
         self.metrics = Metrics()
         self.started = int(time.time())
         self.draining = False
-        self.threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="octavo-prepare")
+        self._threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="octavo-prepare")
+        self._compiling = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="octavo-compile")
+        """For requests that may wait seconds for a grammar: they hold up only each other."""
 
     async def read(self, exchange: Exchange, cls: type[ModelT]) -> tuple[ModelT, bytes]:
         """The request, and its body's bytes; what has no effect is in the answer's header. Raises HttpFault."""
@@ -69,7 +72,10 @@ class Service:
         place = self.queue.enter(1, 0)  # it waits from here on, for the model's load too
         try:
             async with self.models.use(served.name, self.settings.queue_seconds) as model:
-                prepared = await self.in_thread(prepare, request, model, self.settings, exchange.key_id)
+                threads = self._compiling if may_compile(request) else self._threads
+                prepared = await asyncio.get_running_loop().run_in_executor(
+                    threads, prepare, request, model, self.settings, exchange.key_id
+                )
                 place.leave()
                 place = self.queue.enter(len(prepared.requests), prepared.prompt_tokens)
                 running = Running(
@@ -93,9 +99,11 @@ class Service:
             place.leave()
 
     async def in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        import asyncio
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
-        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
+    def close(self) -> None:
+        for threads in (self._threads, self._compiling):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def note_ignored(self, exchange: Exchange, names: Sequence[str]) -> None:
         if names:

@@ -16,13 +16,13 @@ import threading
 import time
 from collections.abc import Sequence
 
-from octavo.errors import ClosedError, DeviceError
+from octavo.errors import ClosedError, DeviceError, OctavoError
 from octavo.server import sandbox, wire
 from octavo.server.settings import LinkName
 
 _SET_UP_SECONDS = 120.0
 _IDLE_SECONDS = 60.0
-"""After so long without a question a child goes with the next answer of another."""
+"""After so long without a question `trim` ends a child."""
 
 _log = logging.getLogger("octavo.server")
 
@@ -30,11 +30,15 @@ _log = logging.getLogger("octavo.server")
 class ChildLostError(Exception):
     """A child did not answer. `reason` is fit for who asked: what the question did, not where."""
 
-    def __init__(self, reason: str, *, by_question: bool = False) -> None:
-        """`by_question`: another child would fare the same."""
+    def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.by_question = by_question
+
+
+class NoChildError(OctavoError):
+    """There was no child to ask. Says nothing of the question: asked later, it may well be answered."""
+
+    code = "no_child"
 
 
 class WarmChildren:
@@ -62,19 +66,27 @@ class WarmChildren:
         """The one used last at the end, from where they are taken."""
         self._alive: set[_WarmChild] = set()
         self._starting = 0
+        self._setting_up: set[_WarmChild] = set()
+        """Of those that start: `close` does not wait for them."""
         self._closed = False
         self.killed = 0
         """Children that ended without an answer."""
 
     def warm(self) -> None:
-        """Start and set up the first child. Raises what `ask` raises."""
+        """Start and set up a child, where none is idle. Raises ChildLostError, and what else `ask` raises."""
         self._give_back(self._take())
 
     def ask(self, question: wire.ToChild) -> wire.FromChild:
-        """Raises ChildLostError where the question was too much or no child was free in `seconds`, ClosedError after
-        `close`, WireError for one that cannot be sent, and the error of a set-up that was refused."""
+        """Raises ChildLostError where the question was too much, NoChildError where no child was free in `seconds`
+        or could be started, ClosedError after `close`, WireError for one that cannot be sent, and the error of a
+        set-up that was refused."""
         frame = wire.encode(question)
-        child = self._take()
+        try:
+            child = self._take()
+        except ChildLostError as lost:
+            raise NoChildError(
+                f"a child process was needed, and there is none: {lost.reason}", remedy="Try again."
+            ) from None
         try:
             answer = child.ask(frame, self._seconds)
         except (OSError, EOFError, wire.WireError) as error:
@@ -82,18 +94,28 @@ class WarmChildren:
             self._lose(child)
             if self._closed:
                 raise ClosedError("the model was unloaded", remedy="Try again.") from None
-            raise ChildLostError(reason, by_question=True) from None
+            raise ChildLostError(reason) from None
         except BaseException:
             self._lose(child)
             raise
         self._give_back(child)
         return answer
 
+    def trim(self) -> None:
+        """End those that nobody asked for a while, but one."""
+        with self._free:
+            now = time.monotonic()
+            surplus = [each for each in self._idle[:-1] if now - each.used_at > _IDLE_SECONDS]
+            self._idle = [each for each in self._idle if each not in surplus]
+            self._alive.difference_update(surplus)
+        for child in surplus:
+            child.end()
+
     def close(self) -> None:
         """End them all; whoever waits for an answer gets ClosedError."""
         with self._free:
             self._closed = True
-            alive, self._alive = self._alive, set()
+            alive, self._alive = self._alive | self._setting_up, set()
             self._idle.clear()
             self._free.notify_all()
         for child in alive:
@@ -122,21 +144,27 @@ class WarmChildren:
         child: _WarmChild | None = None
         try:
             child = _WarmChild(self._command, self._link)
+            with self._free:
+                if self._closed:
+                    raise ClosedError("the model was unloaded", remedy="Try again.")
+                self._setting_up.add(child)
             said = child.ask(self._set_up, _SET_UP_SECONDS)
         except (OSError, EOFError, DeviceError, wire.WireError) as error:
-            self._started(None)
+            self._started(child, lost=True)
             if child is None:
                 raise ChildLostError("it could not be started") from error
             reason = child.why(error)
             child.end()
+            if self._closed:
+                raise ClosedError("the model was unloaded", remedy="Try again.") from None
             raise ChildLostError(reason) from None
         except BaseException:
-            self._started(None)
+            self._started(child, lost=True)
             if child is not None:
                 child.end()
             raise
         if isinstance(said, wire.Refused):
-            self._started(None)
+            self._started(child, lost=True)
             child.end()
             raise wire.error_from(said.fault)
         if not self._started(child):
@@ -144,27 +172,23 @@ class WarmChildren:
             raise ClosedError("the model was unloaded", remedy="Try again.")
         return child
 
-    def _started(self, child: _WarmChild | None) -> bool:
+    def _started(self, child: _WarmChild | None, *, lost: bool = False) -> bool:
         """Whether it is still wanted."""
         with self._free:
             self._starting -= 1
-            if child is not None and not self._closed:
-                self._alive.add(child)
+            if child is not None:
+                self._setting_up.discard(child)
+                if not (lost or self._closed):
+                    self._alive.add(child)
             self._free.notify()
             return not self._closed
 
     def _give_back(self, child: _WarmChild) -> None:
         child.used_at = time.monotonic()
-        surplus = None
         with self._free:
             if not self._closed:
                 self._idle.append(child)
                 self._free.notify()
-                if child.used_at - self._idle[0].used_at > _IDLE_SECONDS:
-                    surplus = self._idle.pop(0)
-                    self._alive.discard(surplus)
-        if surplus is not None:
-            surplus.end()
 
     def _lose(self, child: _WarmChild) -> None:
         """End it, and let another be warm before the next question comes."""

@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import msgpack
 
@@ -242,29 +242,7 @@ ToWorker: TypeAlias = Load | Proceed | Ends | Submit | Cancel | AskFacts | Close
 FromWorker: TypeAlias = Loading | Planned | Ready | Failed | Events | Facts
 
 _KINDS: Mapping[str, type] = {
-    kind.__name__: kind
-    for kind in (
-        Load,
-        Proceed,
-        Ends,
-        Submit,
-        Cancel,
-        AskFacts,
-        Close,
-        Loading,
-        Planned,
-        Ready,
-        Failed,
-        Events,
-        Facts,
-        Template,
-        Render,
-        Vocabulary,
-        Check,
-        Rendered,
-        Done,
-        Refused,
-    )
+    kind.__name__: kind for group in (ToChild, FromChild, ToWorker, FromWorker) for kind in get_args(group)
 }
 
 

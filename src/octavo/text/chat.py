@@ -16,7 +16,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
-from octavo.errors import ChatTemplateError, InvalidInputError, OctavoError
+from octavo.errors import ChatTemplateError, InvalidInputError
 from octavo.text.answer import REASONING_BEGIN, REASONING_END
 from octavo.text.provenance import TemplateText
 from octavo.text.rendered_encoding import encode_rendered
@@ -29,6 +29,8 @@ from octavo.types import Message, TemplateOptions, Tool
 MAX_TEMPLATE_CHARACTERS = 1 << 18
 MAX_NAMED_TOKENS = 5
 """In a notice about them."""
+_REFUSALS = (ChatTemplateError, InvalidInputError)
+"""What a template may answer a trial with. Whatever else comes of one says nothing about the template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,7 @@ class ChatTemplate:
             try:
                 text = self._rendered(chat, True, [_tool("f")] if with_tools else [])
                 self._system_places[with_tools] = "kept" if sentinel in text else "dropped"
-            except OctavoError:
+            except _REFUSALS:
                 self._system_places[with_tools] = "refused"
         return self._system_places[with_tools]
 
@@ -182,7 +184,7 @@ class ChatTemplate:
         sentinel = f"f{secrets.token_hex(16)}"
         try:
             return sentinel in self._rendered([{"role": "user", "content": "?"}], True, [_tool(sentinel)])
-        except OctavoError:
+        except _REFUSALS:
             return False
 
     @cached_property
@@ -205,7 +207,7 @@ class ChatTemplate:
         def placed(as_text: bool) -> bool:
             try:
                 text = self._render(chat, True, (), MappingProxyType({}), arguments_as_text=as_text)
-            except OctavoError:
+            except _REFUSALS:
                 return False
             return sentinel in text
 
@@ -220,7 +222,7 @@ class ChatTemplate:
         ]
         try:
             _, _, rest = str.__str__(self._rendered(chat, False)).partition(sentinel)
-        except OctavoError:
+        except _REFUSALS:
             return frozenset()
         for token_id, (_, end) in zip(*self._tokenizer.encode_with_offsets(rest), strict=True):
             if token_id in self._tokenizer.special_token_ids:
