@@ -180,8 +180,16 @@ def combine_kernel(
     if FORM == "planes":
         column = tl.reshape(tl.where(dim < D, column, WIDTH), (DP // 32, 32))
         value = tl.reshape(mixed, (DP // 32, 32))
+        block = tl.arange(0, DP // 32)
+        block = tl.where(block < D // 32, head * (D // 32) + block, WIDTH // 32)
         store_planes(
-            out + sequence * (2 * WIDTH), out_scales + sequence * (WIDTH // 32), column, value, WIDTH, 32
+            out + sequence * (2 * WIDTH),
+            out_scales + sequence * (WIDTH // 32),
+            block,
+            column,
+            value,
+            WIDTH,
+            32,
         )
     else:
         if FORM == "shuffled":

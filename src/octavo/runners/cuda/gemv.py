@@ -232,8 +232,9 @@ def gemv_kernel(
                 mine = tl.arange(0, UNIT_BLOCKS)[:, None] == turn
                 kept = tl.where(mine, tl.where(row < end, value, 0.0)[None, :], kept)
                 if turn == UNIT_BLOCKS - 1:
-                    column = block // UNIT_BLOCKS * 32 + tl.arange(0, 32)[None, :]
-                    store_planes(out, out_scales, column, tl.reshape(kept, (1, 32)), OUT_C, 32)
+                    unit = block // UNIT_BLOCKS + tl.arange(0, 1)
+                    column = unit[:, None] * 32 + tl.arange(0, 32)[None, :]
+                    store_planes(out, out_scales, unit, column, tl.reshape(kept, (1, 32)), OUT_C, 32)
             else:
                 tl.store(out + (shuffled_place(row) if SHUFFLED else row), value, mask=row < end)
         elif EPILOGUE == "add":
