@@ -315,7 +315,7 @@ class _Load:
             "activations": self.kind.activation_bytes(self.facts.spec, self.config(tokens)),
         }
         packing = process + weights.packed + weights.largest
-        host = {"process": process, "mapped weights": weights.mapped}
+        host = {"process": process, "packed weights": weights.mapped}
         host["grammars"] = GRAMMAR_LIBRARY_BYTES + GRAMMAR_ENTRY_BYTES * self.facts.spec.vocab_size
         if gpu is None:
             return (_pool("host", host | running, packing + weights.own, machine.available_bytes),)

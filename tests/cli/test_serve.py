@@ -46,6 +46,8 @@ def test_how_to_serve_is_said_like_any_other_setting(monkeypatch):
 
 def test_what_kubernetes_says_of_a_service_of_our_name_is_no_setting(monkeypatch):
     monkeypatch.setenv("OCTAVO_PORT", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("OCTAVO_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("OCTAVO_PORT_80_TCP_ADDR", "10.0.0.1")
     configuration = read_configuration({})
     assert configuration.serving()[0].port == 8000
     (notice,) = configuration.notices

@@ -124,3 +124,16 @@ def test_where_lines_differ_is_known_to_be_unlikely() -> None:
     assert list(likely)[:4] == [4, 5, 6, 7]
     assert likely[29] < 0.2, "another number each time"
     assert min(likely[token] for token in (4, 5, 6, 7)) > 0.9
+
+
+def test_a_long_text_is_read_in_several_calls_and_only_its_end():
+    lookup = PromptLookup()
+    text = [1, 2, 3, *range(100, 20_000), 1, 2]
+    for _ in range(20):
+        guesses = lookup(text)
+    assert guesses == []  # what followed at the beginning is not known
+    assert len(lookup._followers) < 4 * 9000
+    text = [*range(100, 3000), 1, 2, 3, *range(3000, 3100), 1, 2]
+    lookup = PromptLookup()
+    assert lookup(text) == []
+    assert [lookup(text) for _ in range(3)][-1][0].token_id == 3

@@ -146,7 +146,7 @@ def test_not_on_a_runner_whose_results_depend_on_chunks(toy):
     assert harness.engine.info()["speculation"] is False
 
 
-def test_the_prompt_is_read_before_the_first_step(toy):
+def test_a_waiting_request_reads_nothing(toy):
     read = []
 
     def drafter(token_ids):
@@ -155,9 +155,9 @@ def test_the_prompt_is_read_before_the_first_step(toy):
 
     harness = toy.harness(make_drafter=lambda: drafter)
     harness.submit(toy.request(prompt=20, new=30))
-    assert read == [20]
+    assert not read
     harness.drain()
-    assert read[1:] == list(range(21, 49))
+    assert read == list(range(21, 49))
 
 
 def test_a_drafter_that_raises_costs_its_guesses_only(toy):
@@ -252,9 +252,9 @@ def test_a_drafter_is_not_asked_where_no_guess_could_pay(toy):
         harness.submit(request)
     while harness.engine.info()["generated_tokens"] < 32 * 15:
         harness.step()
-    assert oracle.calls == 32, "once each, with its prompt"
+    assert oracle.calls == 0
     harness.drain()
-    assert oracle.calls > 32
+    assert oracle.calls > 0
     assert harness.engine.info()["drafts_accepted"] > 0, "with four left"
 
 
@@ -273,7 +273,6 @@ def test_a_row_costs_more_beside_others():
 def speedup(prompt, answer):
     """By what rows cost: the answer's tokens for the steps they took with prompt lookup."""
     speculation, tokens, steps = Speculation(PromptLookup()), [*prompt, answer[0]], 0.0
-    speculation.read(tuple(prompt))
     done = 1
     while done < len(answer):
         guesses = speculation.guesses(tokens, len(answer) - done - 1, 1)

@@ -329,7 +329,7 @@ def test_int8_keys_and_values_are_offered_where_they_would_fit() -> None:
 def test_a_runner_without_copies_needs_its_packed_weights_mapped() -> None:
     found = plan(SMOLLM2, kinds=(FakeKind("cpu", copies=False),))
     (pool,) = found.pools
-    assert pool.parts["mapped weights"] == found.packed_bytes
+    assert pool.parts["packed weights"] == found.packed_bytes
     assert "weights" not in pool.parts
     assert found.dtypes.kv == "float16"
     assert pool.parts["kv"] == 377_487_360 // 2

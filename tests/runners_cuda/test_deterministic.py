@@ -16,12 +16,18 @@ from octavo.errors import IncompatibleModelError
 from octavo.models.spec import DenseMLP
 from octavo.quant.affine import INT8
 from octavo.runners.base import Adapter, Batch
-from octavo.runners.cuda import limits
+from octavo.runners.cuda import batch_decode, limits
 from octavo.runners.cuda.layout import CUDA_B64
 from octavo.runners.cuda.runner import CudaRunner
 from octavo.types import Sampling
 
 IDS = [5, 9, 2, 33, 17, 4, 41]
+
+
+@pytest.fixture(autouse=True)
+def arithmetic_of_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These steps have a few rows, real ones 64 or more, whose activations get one scale a token."""
+    monkeypatch.setattr(batch_decode, "BLOCKS_UP_TO", 1)
 
 
 @contextmanager

@@ -12,8 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from octavo.errors import IncompatibleModelError
 from octavo.models.spec import DenseMLP
-from octavo.quant.affine import INT8, Q8_0
+from octavo.quant.affine import INT8, Q4_1, Q8_0
 from octavo.quant.format import Format
 from octavo.runners.base import Batch
 from octavo.runners.cuda import chunk, one_scale, rounded
@@ -128,3 +129,25 @@ def test_a_prompt_is_close_and_few_rows_are_left_alone(
     assert np.linalg.norm(fast - want) < 0.06 * np.linalg.norm(want)
     assert not np.array_equal(fast, exact)
     assert np.array_equal(logits("int8", 3), few)
+
+
+def test_an_int8_head_over_other_layers_is_no_int8_model(
+    tiny_models: ModuleType, device: torch.device
+) -> None:
+    attention = tiny_models.attention(heads=2, kv_heads=1, head_dim=16, rope=tiny_models.rope(8))
+    spec = tiny_models.model(
+        tiny_models.layer(attention, DenseMLP(96, "silu")), hidden_size=64, vocab_size=64
+    )
+    made = tiny_models.make_tiny(spec, Q4_1)
+    ends = (each.name for each in made.parameters if not each.name.startswith("layers."))
+    made.formats.update({name: INT8 for name in ends if made.formats[name] == Q4_1})
+    config = replace(
+        tiny_models.runner_config(spec),
+        device="cuda:0" if device.type == "cuda" else "cpu",
+        compute_dtype="float16",
+        kv_dtype="float16",
+        threads=None,
+    )
+    with pytest.raises(IncompatibleModelError, match="no layer of this model has int8 weights"):
+        CudaRunner(spec, made.open(CUDA_B64), config, activations="int8")
+    CudaRunner(spec, made.open(CUDA_B64), config).close()

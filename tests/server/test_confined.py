@@ -195,7 +195,8 @@ def test_no_child_in_time_says_nothing_of_the_question(scripted):
     with ThreadPoolExecutor(3) as threads:
         for _ in range(3):
             threads.submit(scripted.ask, wire.Render("import time; time.sleep(2)"))
-        sleep(0.7)
+        while len(scripted._alive) < 3 or scripted._idle or scripted._starting:
+            sleep(0.01)
         scripted._seconds = 0.1
         with pytest.raises(NoChildError, match="too many others"):
             scripted.ask(wire.Render("pass"))
@@ -242,7 +243,7 @@ def test_a_bomb_holds_up_no_other_request(serving, served, health_probe, link):
 def test_an_idle_model_is_tended(serving, monkeypatch):
     tended = Event()
     monkeypatch.setattr("octavo.server.models._TEND_SECONDS", 0.05)
-    monkeypatch.setattr(ConfinedFrontend, "tend", lambda self: tended.set())
+    monkeypatch.setattr(ConfinedFrontend, "tend", lambda self, idle: idle and tended.set())
     with serving() as harness:
         harness.wait_ready()
         assert tended.wait(10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import re
 import threading
 import time
@@ -175,14 +176,17 @@ def test_grammar_bombs_hold_up_nobody(default_server, check_idle):
 
 
 def test_grammars_that_take_their_time_hold_up_only_each_other(default_server, monkeypatch):
-    compiled = threading.Event()
+    compiled, waiting = threading.Event(), queue.SimpleQueue()
     checker = default_server.service.models.resident("smollm2").confined._checker
-    monkeypatch.setattr(checker, "check", lambda grammar: compiled.wait(20))
+    monkeypatch.setattr(checker, "check", lambda grammar: waiting.put(grammar) or compiled.wait(20))
     with ThreadPoolExecutor(6) as threads:
         regex = {"type": "regex", "regex": "a"}
         slow = [threads.submit(default_server.chat, "x", response_format=regex) for _ in range(6)]
-        time.sleep(0.3)
-        assert default_server.chat("x", max_tokens=1).status_code == 200
-        assert not any(each.done() for each in slow)
-        compiled.set()
+        try:
+            while waiting.qsize() < 4:
+                time.sleep(0.01)
+            assert default_server.chat("x", max_tokens=1).status_code == 200
+            assert not any(each.done() for each in slow)
+        finally:
+            compiled.set()
         assert {each.result().status_code for each in slow} == {200}

@@ -43,10 +43,14 @@ def _process(parameter: Any, otherwise: Callable[[Context, Any], Any], context: 
     return otherwise(context, value)
 
 
+_LONGEST = 18
+"""Characters of a number that is plain: Python has its own limit for longer ones."""
+
+
 def _plain(kind: Any, text: str) -> str | int | float | None:
     """The value a text stands for, where that is beyond doubt."""
     if kind is str or text in get_args(kind):
         return text
-    if not text.isascii() or not text.replace(".", "", 1).isdigit():
+    if len(text) > _LONGEST or not text.isascii() or not text.replace(".", "", 1).isdigit():
         return None
     return float(text) if kind is float else int(text) if kind is int and text.isdigit() else None

@@ -23,6 +23,8 @@ _NOT_SETTINGS = ("OCTAVO_DEBUG", "OCTAVO_REQUIRE_KERNELS", "OCTAVO_API_KEY", "OC
 _FOR_TESTS = "OCTAVO_TEST_"
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 """What Kubernetes puts into NAME_PORT of every container for a Service called NAME."""
+_MORE_OF_A_LINK = re.compile(r"OCTAVO_SERVICE_(HOST|PORT\w*)|OCTAVO_PORT_\d+_(TCP|UDP|SCTP)\w*")
+"""What comes with it."""
 _SAMPLING = "sampling"
 _ALIASES = "models"
 _SERVE = "serve"
@@ -77,7 +79,9 @@ def read_environment(*classes: type) -> tuple[Layer, tuple[str, ...]]:
     notices += tuple(
         f"{name} is not a setting, and was ignored{_meant(name, fields)}"
         for name in present
-        if name not in (*fields, *linked, *_NOT_SETTINGS) and not name.startswith(_FOR_TESTS)
+        if name not in (*fields, *linked, *_NOT_SETTINGS)
+        and not name.startswith(_FOR_TESTS)
+        and not (linked and _MORE_OF_A_LINK.fullmatch(name))
     )
     if not any(os.environ[name] for name in present if name in fields):
         return {}, notices

@@ -28,6 +28,11 @@ _FIRST_WEIGHT = 6.0
 _MOST_WEIGHT = 32.0
 """and how many of the latest guesses make a chance."""
 
+_READ_AT_ONCE_TOKENS = 1024
+"""Some 3 ms of a step: a longer prompt is read in several,"""
+_MOST_READ_TOKENS = 8192
+"""and only the end of a very long one: a token read takes about a kilobyte."""
+
 
 class PromptLookup:
     """Called with the prompt and the tokens generated so far, which only grow from one call to the next."""
@@ -38,13 +43,15 @@ class PromptLookup:
         self._chances = {context: list(chances) for context, chances in _FIRST_CHANCES.items()}
         self._weights = {context: [_FIRST_WEIGHT] * (_SURE_RUN + 1) for context in CONTEXTS}
         self._read = 0
-        """How many tokens `_followers` knows."""
+        """How many tokens `_followers` knows; of a long text only what lies behind the first ones left out."""
 
     def __call__(self, token_ids: Sequence[int]) -> Sequence[Guess]:
         """Guesses, the next token first; none where the last token never came before."""
-        for end in range(self._read, len(token_ids)):
+        self._read = max(self._read, len(token_ids) - _MOST_READ_TOKENS)
+        until = min(len(token_ids), self._read + _READ_AT_ONCE_TOKENS)
+        for end in range(self._read, until):
             self._learn(token_ids[max(end - CONTEXTS[0], 0) : end], token_ids[end])
-        self._read = len(token_ids)
+        self._read = until
         text = list(token_ids[-CONTEXTS[0] :])
         guesses: list[Guess] = []
         while len(guesses) < MOST_GUESSES:

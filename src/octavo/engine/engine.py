@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from octavo.engine.compiler import GrammarCompiler
-from octavo.engine.hooks import CompileGrammar, MakeDrafter, error_of_hook
+from octavo.engine.hooks import CompileGrammar, MakeDrafter
 from octavo.engine.loop import StepLoop
 from octavo.engine.prefix import extend_keys, root_key
 from octavo.engine.scheduler import Scheduler
@@ -105,7 +105,7 @@ class Engine:
         if root:  # hashed here, on the caller's thread
             extend_keys(sequence.keys, root, request.prompt_token_ids)
         if self._make_drafter is not None and not sequence.lockstep:
-            sequence.speculation = self._speculation(request.prompt_token_ids)
+            sequence.speculation = Speculation(self._make_drafter())
         with self._mail:
             if self._closed:
                 raise ClosedError("the engine is closed", remedy="Load the model again.")
@@ -114,16 +114,6 @@ class Engine:
             self._submitted.append(sequence)
             self._mail.notify()
         return sequence.request_id
-
-    def _speculation(self, prompt_token_ids: tuple[int, ...]) -> Speculation:
-        """With the prompt read, on the caller's thread. A drafter that cannot will fail when it is to guess."""
-        assert self._make_drafter is not None
-        speculation = Speculation(self._make_drafter())
-        try:
-            speculation.read(prompt_token_ids)
-        except BaseException as error:
-            error_of_hook(error)
-        return speculation
 
     def _check_lengths(self, request: Request) -> None:
         prompt_tokens = len(request.prompt_token_ids)

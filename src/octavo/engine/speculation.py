@@ -56,10 +56,6 @@ class Speculation:
         self._tokens = 0
         """How long the sequence was when the credit was counted."""
 
-    def read(self, token_ids: Sequence[int]) -> None:
-        """Let the drafter read a prompt, before its first token is waited for. Raises what the drafter raises."""
-        self._drafter(token_ids)
-
     def guesses(self, token_ids: Sequence[int], most: int, sequences: int) -> tuple[int, ...]:
         """At most `most` guesses at what follows, where `sequences` decode; none while it is not worth it. Raises
         what the drafter raises."""

@@ -32,7 +32,11 @@ def has_own_head(table: Parameter, head: Parameter, tensors: Mapping[str, Tensor
 
 
 def own_head_notices(spec: ModelSpec, config: Mapping[str, Any]) -> tuple[str, ...]:
-    if spec.tied_head or config.get("tie_word_embeddings") is not True:
+    text = config.get("text_config")
+    said = config.get(
+        "tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, Mapping) else None
+    )
+    if spec.tied_head or said is not True:
         return ()
     return (
         "the config says that the head is the token table, but the checkpoint has another head, which is used",

@@ -5,7 +5,7 @@ One for each loaded model, with children of its own: what one model's template d
 
 from __future__ import annotations
 
-import contextlib
+import logging
 
 from octavo.frontend import Frontend
 from octavo.output_filter import OutputFilter
@@ -14,6 +14,8 @@ from octavo.server.child_renderer import ChildRenderer
 from octavo.server.grammar_checker import GrammarChecker
 from octavo.server.settings import LinkName
 from octavo.types import Grammar, ModelSource
+
+_log = logging.getLogger(__name__)
 
 
 class ConfinedFrontend:
@@ -26,6 +28,7 @@ class ConfinedFrontend:
         self._renderer: ChildRenderer | None = None
         self._checker: GrammarChecker | None = None
         self._frontend: Frontend | None = None
+        self._warms = True
 
     @property
     def frontend(self) -> Frontend:
@@ -61,11 +64,14 @@ class ConfinedFrontend:
                 link=self._link,
             )
 
-    def tend(self) -> None:
-        """Now and then, while nothing is asked: be ready for the first grammar, end children that stand about."""
-        if self._checker is not None and self._ready.grammars:
-            with contextlib.suppress(Exception):  # the first grammar starts one, and says what is wrong
+    def tend(self, *, idle: bool) -> None:
+        """Now and then: end children that stand about, and where the model is `idle` be ready for the first grammar."""
+        if idle and self._warms and self._checker is not None and self._ready.grammars:
+            try:
                 self._checker.warm()
+            except Exception as error:  # the next grammar tries again, and says what is wrong
+                self._warms = False
+                _log.warning("no child process for grammars could be kept ready: %s", type(error).__name__)
         for each in (self._renderer, self._checker):
             if each is not None:
                 each.children.trim()

@@ -438,12 +438,12 @@ class Models:
         self._notify()
 
     async def _tend(self) -> None:
-        """What can wait until a model is idle."""
+        """What can wait: surplus children, and a child for the first grammar where a model is idle."""
         while True:
             await asyncio.sleep(_TEND_SECONDS)
             for entry in list(self._entries.values()):
-                if entry.resident is not None and entry.users == 0:
-                    await asyncio.to_thread(entry.resident.confined.tend)
+                if entry.resident is not None:
+                    await asyncio.to_thread(entry.resident.confined.tend, idle=entry.users == 0)
 
     async def _unload_idle(self) -> None:
         while True:

@@ -133,7 +133,8 @@ class Server:
 
     def _lengthen_backlog(self) -> None:
         for each in self._uvicorn.servers[0].sockets:
-            with socket.socket(fileno=os.dup(each.fileno())) as same:
+            # Only tuning: a system that does not take it keeps its own length.
+            with contextlib.suppress(OSError), socket.fromfd(each.fileno(), each.family, each.type) as same:
                 same.listen(_BACKLOG)
 
     def _port(self) -> int:

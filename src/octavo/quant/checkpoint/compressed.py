@@ -44,7 +44,7 @@ def read(config: ConfigReader, modules: Modules) -> None:
         raise config.unsupported("sparsity_config", "says more than how many weights are 0")
     if config.raw("kv_cache_scheme") is not None:
         modules.notices.append(
-            "the checkpoint's 8-bit KV cache scheme is not used: keys and values stay in 16 bits"
+            "the checkpoint's 8-bit KV cache scheme is not used: --kv-dtype says how keys and values are kept"
         )
     groups = config.raw("config_groups")
     if (

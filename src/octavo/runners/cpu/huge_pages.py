@@ -34,7 +34,10 @@ def in_huge_pages(weights: WeightStore) -> Mapping[str, StoredBundle]:
         return weights
     if read_machine("cpu").available_bytes < _SPARE * weights.nbytes:
         return weights
-    return copied(weights)
+    try:
+        return copied(weights)
+    except (OSError, AttributeError):  # no more address space, or a sandbox or a Python without the advice
+        return weights
 
 
 def is_offered(offered: Path = _OFFERED) -> bool:

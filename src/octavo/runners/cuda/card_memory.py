@@ -10,7 +10,7 @@ from octavo.runners.cuda.limits import LIBRARY_BYTES, activation_bytes
 from octavo.units import readable_bytes
 
 _REMEDY = (
-    "Use a smaller --context, fewer --max-sequences, --kv-dtype int8 or --quant int4, or close what else uses the card "
+    "Use a smaller --context, fewer --max-sequences or --quant int4, or close what else uses the card "
     "(nvidia-smi lists it)."
 )
 

@@ -121,7 +121,7 @@ class ChunkModel:
         return self._linear(layer.down, fed)
 
     def _takes_rounded(self, linear: Linear, tokens: int) -> bool:
-        return self._rounds and tokens > FEW_ROWS and all(part.encoding.is_int8 for part in linear.parts)
+        return self._rounds and tokens > FEW_ROWS and linear.is_int8
 
     def _input_of(self, linear: Linear, like: torch.Tensor) -> Rounded | torch.Tensor:
         """A buffer for the linear's input: of as many tokens as `like`, and on its device."""

@@ -89,6 +89,10 @@ class Linear:
     def takes_values(self) -> bool:
         return self.parts[0].encoding.takes_values
 
+    @property
+    def is_int8(self) -> bool:
+        return all(part.encoding.is_int8 for part in self.parts)
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceNorm:
@@ -131,6 +135,11 @@ class DeviceModel:
     def linears(self) -> tuple[Linear, ...]:
         layers = (x for layer in self.layers for x in (layer.qkv, layer.o, layer.gate_up, layer.down))
         return (*layers, self.head)
+
+    @property
+    def has_int8_layers(self) -> bool:
+        """Whether a layer's linear has int8 weights; embedding and head often do beside 4 bits."""
+        return any(linear.is_int8 for linear in self.linears[:-1])
 
 
 def load_model(

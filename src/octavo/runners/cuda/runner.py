@@ -131,6 +131,11 @@ class CudaRunner:
         device = self._device
         self._card = card_of(device)
         self._model: DeviceModel | None = load_model(spec, weights, config.context_tokens, device)
+        if self._activations == "int8" and not self._model.has_int8_layers:
+            raise IncompatibleModelError(
+                "no layer of this model has int8 weights, which int8 activations are for",
+                remedy="Leave --activations out, or load with --quant int8 or llm-int8.",
+            )
         # One page more in each group: rows that fill up a batch write there.
         self._caches: tuple[LayerCache, ...] = make_cache(
             spec, [pages + 1 for pages in config.kv_pages], getattr(torch, config.kv_dtype), device

@@ -93,7 +93,7 @@ def _entry(entry: Mapping[str, Any]) -> tuple[Key, Tile]:
         entry["codec"] in CODE_BITS
         and sizes[2] % COLUMN_BLOCK == 0
         and lanes in _POWERS
-        and 2 <= tile_rows <= 64
+        and 2 <= tile_rows <= 32
         and tile_rows in _POWERS
         and warps <= 32
         and warps in _POWERS
