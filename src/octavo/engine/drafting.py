@@ -1,8 +1,8 @@
 """Prompt lookup: guesses at the next tokens, from what followed the same few tokens earlier in the text.
 
 Good where an answer repeats its prompt or itself: code edits, summaries, extraction, tables. One `PromptLookup`
-follows one sequence. For every token of the text, the prompt's too, it looks at what it would have guessed, and so
-knows how likely a guess is before one costs anything. The work for a token is bounded however long the text is.
+follows one sequence. For every token of the text (the end of it, where it is very long), the prompt's too, it looks at
+what it would have guessed, and so knows how likely a guess is before one costs anything. Work and memory are bounded.
 Whether guesses are worth verifying, and how many, is the engine's business. Standard library only.
 """
 

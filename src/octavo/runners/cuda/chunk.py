@@ -116,7 +116,7 @@ class ChunkModel:
         assert isinstance(ffn, DenseMLP), "others are declined"
         both = self._linear(layer.gate_up, x)
         fed = self._input_of(layer.down, both)
-        feed_forward(both, fed, ffn, shuffled=False, pdl=False)
+        feed_forward(both, fed, ffn, pdl=False)
         del both
         return self._linear(layer.down, fed)
 

@@ -1,4 +1,6 @@
-"""Paged keys and values on the device, and the only reads and writes of them. A page is one piece of 32 tokens.
+"""Paged keys and values on the device, and their reads and writes. A page is one piece of 32 tokens.
+
+Only `append_rows`, which knows pages of 16 bits alone, writes for itself.
 
 In 16 bits [pages, KH, 32, D]. In int8 [pages, KH, 32 D + 128]: a kv head's codes, then an fp32 scale for each token,
 so that key = code * scale with an error of at most scale / 2 = max|key| / 254. Scales are left to the readers: they
